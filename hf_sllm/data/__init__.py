@@ -1,0 +1,11 @@
+"""Texts in, training examples out.
+
+`datasets` is needed only where texts are read from a file or the Hub or become examples, and is imported there, so
+that a model can be used without it.
+"""
+
+from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
+from .documents import load_documents
+from .tokenizer import train_tokenizer
+
+__all__ = ["BlockCollator", "document_ids", "load_documents", "make_blocks", "start_token_id", "train_tokenizer"]

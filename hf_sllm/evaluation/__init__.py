@@ -1,0 +1,5 @@
+"""How good a model is, measured so that models with different tokenizers compare."""
+
+from .bits_per_byte import BitsPerByte, bits_per_byte, entropy_floor
+
+__all__ = ["BitsPerByte", "bits_per_byte", "entropy_floor"]

@@ -1,0 +1,164 @@
+"""What a training run is made of: one YAML file, read into three sets of arguments."""
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class ModelArguments:
+    """The model: its backbone, its tokenizer, and what is put around the backbone."""
+
+    backbone: str | None = field(
+        default=None, metadata={"help": "Name or path of a causal language model to begin from."}
+    )
+    backbone_config: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of `backbone`: the fields of an AutoConfig, `model_type` first, to begin from scratch."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Name or path of a tokenizer; by default the backbone's."}
+    )
+    tokenizer_vocab_size: int | None = field(
+        default=None, metadata={"help": "Instead of `tokenizer`: train one of this size on the training documents."}
+    )
+    # An int or a list of ints, which HfArgumentParser cannot express.
+    encoder_layers: Any = field(
+        default=None, metadata={"help": "How many of the backbone's layers, or which, begin the encoder."}
+    )
+    decoder_layers: Any = field(
+        default=None, metadata={"help": "How many of the backbone's layers, or which, begin the decoder."}
+    )
+    unit: str = field(default="sentence", metadata={"help": "`sentence` or `clause`."})
+    preset: str = field(default="default", metadata={"help": "`default` or `paper`."})
+    sllm_config: dict[str, Any] | None = field(default=None, metadata={"help": "Further fields of SllmConfig."})
+
+    def __post_init__(self):
+        for name in ("encoder_layers", "decoder_layers"):
+            layers = getattr(self, name)
+            indices = layers if isinstance(layers, list) else [layers]
+            if layers is not None and not all(type(index) is int for index in indices):
+                raise ValueError(f"`{name}` is {layers!r}: it must be a number of layers, or a list of their indices.")
+        if (self.backbone is None) == (self.backbone_config is None):
+            raise ValueError("a recipe has either `backbone` or `backbone_config`: this one has both or neither.")
+        if self.backbone_config is not None and "model_type" not in self.backbone_config:
+            raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
+        if self.tokenizer is not None and self.tokenizer_vocab_size is not None:
+            raise ValueError("a recipe has `tokenizer` or `tokenizer_vocab_size`: this one has both.")
+        if self.backbone is not None and self.tokenizer_vocab_size is not None:
+            raise ValueError("`tokenizer_vocab_size` trains a tokenizer that `backbone` does not know: leave it out.")
+        if self.backbone is None and self.tokenizer is None and self.tokenizer_vocab_size is None:
+            raise ValueError("a model from scratch needs a `tokenizer`, or `tokenizer_vocab_size` to train one.")
+
+
+@dataclass
+class DataArguments:
+    """The documents to train on and to measure on."""
+
+    train_data: str = field(metadata={"help": "A file, or a dataset on the Hub."})
+    valid_data: str = field(metadata={"help": "Documents that bits per byte are measured on."})
+    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    train_split: str = field(default="train", metadata={"help": "The split of `train_data`, if it is on the Hub."})
+    valid_split: str = field(
+        default="validation", metadata={"help": "The split of `valid_data`, if it is on the Hub."}
+    )
+    block_size: int = field(default=512, metadata={"help": "The longest training example, in tokens."})
+    train_limit: int | None = field(default=None, metadata={"help": "Train on the first so many documents only."})
+
+
+@dataclass
+class SllmTrainingArguments(TrainingArguments):
+    """transformers' training arguments with defaults that suit texts of different lengths, and two more."""
+
+    baseline: bool = field(
+        default=False,
+        metadata={"help": "Also train the bare backbone: the same examples, order and schedule, for comparison."},
+    )
+    new_parts_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of what the backbone does not have; by default `learning_rate`."},
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of texts of similar length waste little on padding."}
+    )
+    include_num_input_tokens_seen: str | bool = field(
+        default="non_padding", metadata={"help": "The tokens seen are reported beside each figure."}
+    )
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to log."})
+
+
+KINDS: Any = (ModelArguments, DataArguments, SllmTrainingArguments)
+
+
+class Recipe(NamedTuple):
+    """The three sets of arguments."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: SllmTrainingArguments
+
+
+def load_recipe(path: str | Path, output_dir: str | Path | None = None) -> Recipe:
+    """Reads a recipe. Paths in it are relative to the current folder.
+
+    Args:
+        path: A YAML file, or the name of one of the recipes that come with the package.
+        output_dir: Replaces the recipe's.
+
+    Raises:
+        ValueError: If there is no such recipe, or it has a key that nothing reads, lacks one, or has a value that
+            cannot be.
+    """
+    file = find_recipe(str(path))
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no recipe: it must be a list of `key: value`.")
+    if output_dir is not None:
+        values["output_dir"] = str(output_dir)
+    _check_keys(file, values)
+    try:
+        return Recipe(*HfArgumentParser(KINDS).parse_dict(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe's file."""
+    own = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    for file in (Path(name), own):
+        if file.is_file():
+            return file
+    available = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    raise ValueError(f"there is no recipe {name!r} here; those that come with the package are {available}.")
+
+
+def _check_keys(file: Path, values: dict[str, Any]) -> None:
+    known = [entry.name for kind in KINDS for entry in fields(kind)]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"{file} has an unknown key {key!r}{hint}")
+    for key in ("train_data", "valid_data", "output_dir"):
+        if values.get(key) is None:
+            raise ValueError(f"{file} has no {key!r}, which every recipe needs.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number that it is in YAML 1.2; PyYAML, which follows 1.1, wants 1.0e-3."""
+
+
+_EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

@@ -1,0 +1,241 @@
+"""The cache of a sentence-level language model.
+
+It holds the backbone's cache, one entry for each closed sentence, the decoder's cache of the open sentence and the
+context before it, and the tokens seen. Rows of a batch close their sentences at different times: a row that adds fewer
+entries than another gets holes, which the masks hide. From its tokens the cache can be made again, which `crop` falls
+back on when it goes further back than the decoder's cache reaches.
+"""
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from .packing_sllm import Stream
+
+
+class SllmCache(Cache):
+    """
+    Args:
+        config (`SllmConfig`): The model's config.
+        language_model (`Cache`, *optional*): The backbone's cache, by default a `DynamicCache`.
+    """
+
+    def __init__(self, config, language_model: Cache | None = None):
+        super().__init__(layers=[])
+        self.config = config
+        self.language_model = DynamicCache(config=config.text_config) if language_model is None else language_model
+        self.decoder = DynamicCache()
+        self.must_replay = False
+        self._forget()
+
+    def _forget(self):
+        self.token_ids = None  # (batch, length) what was seen, padding included
+        self.token_mask = None  # (batch, length) bool
+        self.token_closes = None  # (batch, length) bool
+        self.open_ids = None  # (batch, longest open sentence) the open sentences, left-aligned
+        self.open_length = None  # (batch,)
+        self.num_tokens = None  # (batch,) without padding
+        self.num_sentences = None  # (batch,) closed ones
+        self.entry_sentence = None  # (batch, entries of the backbone's cache) 0 start, j closed sentence j, -1 hole
+        self.slots = None  # Stream of (batch, entries of the decoder's cache); index -1 is a hole
+        self.open_latents = None  # (batch, num_latents, width) what the open sentence cross-attends to
+        self.slots_wanted = 0  # trim the decoder's cache when it has twice as many slots
+
+    @property
+    def is_empty(self) -> bool:
+        return self.token_ids is None
+
+    @property
+    def num_positions(self) -> torch.Tensor:
+        """`(batch,)` length of the decoder's stream: the tokens, and a prefix for each sentence begun."""
+        return self.num_tokens + self.config.prefix_length * (self.num_sentences + 1)
+
+    @property
+    def past(self) -> dict[str, torch.Tensor]:
+        """What `decoder_positions` needs to know."""
+        return {"tokens": self.num_tokens, "sentences": self.num_sentences, "positions": self.num_positions}
+
+    # What the forward pass does, in this order.
+
+    def newest(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+        """The last `length` columns of a mask that begins with what the cache holds; another mask as it is."""
+        covers_all = attention_mask.dim() == 2 and attention_mask.shape[1] == self.get_seq_length() + length
+        return attention_mask[:, -length:] if covers_all else attention_mask
+
+    def append_sentences(self, sentence: torch.Tensor) -> torch.Tensor:
+        """Announces new entries of the backbone's cache, `(batch, new)` with -1 for holes; returns the 2D mask."""
+        self.entry_sentence = (
+            sentence if self.entry_sentence is None else torch.cat([self.entry_sentence, sentence], 1)
+        )
+        return self.entry_sentence >= 0
+
+    def stream_rows(self, stream: Stream) -> torch.Tensor:
+        """`(batch, most new positions of a row)` indices into a stream, -1 where a row has fewer."""
+        size = torch.bincount(stream.row, minlength=len(self.num_tokens))
+        position = torch.arange(int(size.max()), device=size.device)
+        rows = (size.cumsum(0) - size)[:, None] + position
+        return rows.masked_fill(position >= size[:, None], -1)
+
+    def append_slots(self, query: Stream) -> Stream:
+        """Announces new entries of the decoder's cache; returns all of them."""
+        batch = torch.arange(len(query.row), device=query.row.device)[:, None]
+        query = Stream(batch.expand_as(query.row), query.sentence, query.index, query.position_ids)
+        if self.slots is None:
+            self.slots = query
+        else:
+            pairs = zip(vars(self.slots).values(), vars(query).values(), strict=True)
+            self.slots = Stream(*(torch.cat(pair, 1) for pair in pairs))
+        return self.slots
+
+    def open_memory(self, states: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, Stream]:
+        """The latents to cross-attend to: the new ones and those of the sentences open before."""
+        width, num_latents = states.shape[-1], self.config.num_latents
+        before = self.open_latents
+        if before is None:
+            before = states.new_zeros(len(self.num_tokens), num_latents, width)
+        row = torch.arange(len(before), device=states.device)
+        # The last sentence that each row has begun; where that is a new one, its latents replace the old.
+        self.open_latents = before.clone()
+        self.open_latents[stream.row[::num_latents]] = states.view(-1, num_latents, width)
+        row, sentence = row.repeat_interleave(num_latents), self.num_sentences.repeat_interleave(num_latents)
+        old = Stream(row, sentence, torch.zeros_like(row), torch.zeros_like(row))
+        if self.is_empty:
+            return states, stream
+        pairs = zip(vars(old).values(), vars(stream).values(), strict=True)
+        return torch.cat([before.flatten(0, 1), states]), Stream(*(torch.cat(pair) for pair in pairs))
+
+    def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor):
+        """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
+        grown = (token_ids, mask, closes)
+        if not self.is_empty:
+            before = (self.token_ids, self.token_mask, self.token_closes)
+            grown = tuple(torch.cat(pair, 1) for pair in zip(before, grown, strict=True))
+        # Tokens of the open sentence have no closing token at or after them.
+        new_open = mask & ~closes.flip(1).cummax(1).values.flip(1)
+        still_open = ~closes.any(1, keepdim=True)
+        old_ids = token_ids[:, :0] if self.open_ids is None else self.open_ids
+        old_length = mask.new_zeros(len(mask), dtype=torch.long) if self.open_length is None else self.open_length
+        old_open = still_open & (torch.arange(old_ids.shape[1], device=mask.device) < old_length[:, None])
+        self.token_ids, self.token_mask, self.token_closes = grown
+        self._set_open(torch.cat([old_ids, token_ids], 1), torch.cat([old_open, new_open], 1))
+        self._count()
+        self._trim()
+
+    def _set_open(self, token_ids, is_open):
+        self.open_length = is_open.sum(1)
+        order = is_open.long().sort(dim=1, descending=True, stable=True).indices[:, : int(self.open_length.max())]
+        self.open_ids = token_ids.gather(1, order)
+
+    def _count(self):
+        self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
+
+    def _first_needed(self) -> torch.Tensor:
+        """`(batch,)` index of the first position of the stream that the next one may see."""
+        sentence = self.num_positions - self.open_length - self.config.prefix_length
+        return torch.minimum(sentence, self.num_positions - self.config.decoder_context_length).clamp(min=0)
+
+    def _trim(self):
+        """Drops decoder slots that no row needs, but for some that `crop` may want back."""
+        if self.slots.index.shape[1] < 2 * max(self.slots_wanted, self.config.max_sentence_length):
+            return
+        needed = self.slots.index >= self._first_needed()[:, None] - self.config.max_sentence_length
+        self._keep_slots(needed & (self.slots.index >= 0))
+        self.slots_wanted = self.slots.index.shape[1]
+
+    def _keep_slots(self, needed: torch.Tensor):
+        """Makes the other slots holes, and drops those that are holes in every row."""
+        keep = needed.any(0).nonzero().squeeze(1)
+        self.slots.index = self.slots.index.masked_fill(~needed, -1)
+        self.slots = self.slots.map(lambda values: values[:, keep])
+        for layer in self.decoder.layers:
+            layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
+
+    # What transformers' generation asks of a cache.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, padding included."""
+        return 0 if self.is_empty else self.token_ids.shape[1]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.is_empty else len(self.token_ids)
+
+    @property
+    def is_croppable(self) -> bool:
+        return True
+
+    @property
+    def is_initialized(self) -> bool:
+        return not self.is_empty
+
+    def activate_past_recording(self):
+        self.language_model.activate_past_recording()
+
+    def reset(self):
+        self.language_model.reset()
+        self.decoder = DynamicCache()
+        self.must_replay = False
+        self._forget()
+
+    def crop(self, tokens_to_remove: int):
+        """Forgets the last tokens, `-tokens_to_remove` of them.
+
+        Raises:
+            ValueError: If `tokens_to_remove` is positive.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}: it must be negative, as in `DynamicCache`.")
+        if tokens_to_remove == 0 or self.is_empty:
+            return
+        length = max(self.get_seq_length() + tokens_to_remove, 0)
+        if length == 0:
+            self.reset()
+            return
+        crosses_sentence = bool(self.token_closes[:, length:].any())
+        self.token_ids = self.token_ids[:, :length]
+        self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
+        self._set_open(self.token_ids, self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1))
+        self._count()
+
+        stale = self.entry_sentence > self.num_sentences[:, None]
+        self.entry_sentence = self.entry_sentence.masked_fill(stale, -1)
+        holes = int((self.entry_sentence >= 0).any(0).flip(0).long().argmax())
+        if holes and self.language_model.is_croppable:
+            self.language_model.crop(-holes)
+            self.entry_sentence = self.entry_sentence[:, :-holes]
+
+        self._keep_slots((self.slots.index >= 0) & (self.slots.index < self.num_positions[:, None]))
+        first = self._first_needed()
+        present = (self.slots.index >= first[:, None]).sum(1)
+        lost_latents = crosses_sentence and self.open_latents is not None
+        self.must_replay = lost_latents or bool((present < self.num_positions - first).any())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor):
+        self._map_rows(lambda values: values.index_select(0, beam_idx.to(values.device)), "reorder_cache", beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        self._map_rows(lambda values: values[indices], "batch_select_indices", indices)
+
+    def batch_repeat_interleave(self, repeats: int):
+        self._map_rows(lambda values: values.repeat_interleave(repeats, 0), "batch_repeat_interleave", repeats)
+
+    def _map_rows(self, function, method: str, argument):
+        getattr(self.language_model, method)(argument)
+        getattr(self.decoder, method)(argument)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, function(value))
+        if self.slots is not None:
+            self.slots = self.slots.map(function)
+            self.slots.row = torch.arange(len(self.slots.row), device=self.slots.row.device)[:, None].expand_as(
+                self.slots.row
+            )
+
+
+__all__ = ["SllmCache"]

@@ -1,0 +1,141 @@
+"""Configuration of the sentence VAE."""
+
+import copy
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils.type_validators import interval, positive_int_field
+
+from .presets_sllm import fields_of_language_model, paper_fields
+from .validation_sllm import check_config, value_errors
+
+
+@value_errors
+@strict
+class SentenceVaeConfig(PreTrainedConfig):
+    r"""
+    What turns sentences into latents and back (SentenceVAE, arXiv 2408.00655, section 3.1).
+
+    Args:
+        sentence_encoder_config (`dict | PreTrainedConfig`): An AutoModel config; it runs bidirectionally.
+        sentence_decoder_config (`dict | PreTrainedConfig`): An AutoModel config; it runs causally.
+        num_latents (`int`): Latent vectors per sentence; 1 in the paper.
+        latent_size (`int`, *optional*): Width of one latent vector; the encoder's width where it is not given.
+        max_sentence_length (`int`): A sentence is closed when it has this many tokens; 64 in the paper.
+        boundary_token_ids (`list[int]`): Tokens that close a sentence, see `boundary_tokens`; `eos_token_id` does too.
+        clause_token_ids (`list[int]`): Tokens that close a sentence of at least `min_clause_length` tokens.
+        min_clause_length (`int`): See `clause_token_ids`.
+        decoder_context_length (`int`): How many positions back the decoder sees beyond the sentence; 0 in the paper.
+        conditioning (`"prefix" | "cross_attention"`): How the decoder reads a latent: as vectors before the sentence,
+            or by cross-attention as in the paper (the decoder's architecture must then have `add_cross_attention`).
+        pooling (`"queries" | "sum"`): A latent is the encoder's state at a learned query after the sentence, or, as in
+            the paper, the normalised sum of the token states (then `num_latents` is 1).
+        stop_head (`bool`): Also predict from each token's state whether it closes the sentence, as in the paper.
+        focal_gamma (`float`): Exponent of the focal loss used in training; 0 is cross-entropy.
+        stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
+        kl_free_bits (`float`): Bits of KL per latent unit that cost nothing.
+        token_dropout (`float`): Share of the decoder's input tokens that are hidden in training.
+        latent_dropout (`float`): Share of the sentences whose latent is hidden from the decoder in training.
+        latent_noise (`float`): Standard deviation of the Gaussian noise added to latents in training.
+        lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
+    """
+
+    model_type = "sentence_vae"
+    _auto_class = "AutoConfig"  # saving a config saves its code too
+    sub_configs_defaults = {
+        "sentence_encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "sentence_decoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+    # The auto classes that a saved checkpoint names, so that `trust_remote_code=True` finds them all.
+    auto_classes = {
+        "AutoConfig": "configuration_sentence_vae.SentenceVaeConfig",
+        "AutoModel": "modeling_sentence_vae.SentenceVaeModel",
+    }
+
+    sentence_encoder_config: dict | PreTrainedConfig | None = None
+    sentence_decoder_config: dict | PreTrainedConfig | None = None
+    num_latents: int = positive_int_field(default=2)
+    latent_size: int | None = None
+    max_sentence_length: int = positive_int_field(default=64)
+    boundary_token_ids: list[int] | None = None
+    clause_token_ids: list[int] | None = None
+    min_clause_length: int = positive_int_field(default=8)
+    decoder_context_length: int = interval(min=0)(default=0)
+    conditioning: Literal["prefix", "cross_attention"] = "prefix"
+    pooling: Literal["queries", "sum"] = "queries"
+    stop_head: bool = False
+    focal_gamma: float = interval(min=0.0)(default=0.0)
+    stop_weight: float = interval(min=0.0)(default=1.0)
+    kl_weight: float = interval(min=0.0)(default=0.0)
+    kl_free_bits: float = interval(min=0.0)(default=0.0)
+    token_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
+    latent_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
+    latent_noise: float = interval(min=0.0)(default=0.0)
+    lm_head_bias: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        self.auto_map = {**self.auto_classes, **(kwargs.pop("auto_map", None) or {})}
+        super().__post_init__(**kwargs)
+        self.boundary_token_ids = sorted(set(self.boundary_token_ids or []))
+        self.clause_token_ids = sorted(set(self.clause_token_ids or []))
+        if self.latent_size is None:
+            self.latent_size = self.token_config.hidden_size
+
+    @property
+    def token_config(self) -> PreTrainedConfig:
+        """The sub-config whose model owns the token embeddings."""
+        return self.sentence_encoder_config
+
+    @property
+    def vocab_size(self) -> int:
+        return self.token_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):
+        self.token_config.vocab_size = value
+
+    @property
+    def prefix_length(self) -> int:
+        """Decoder positions before each sentence: its latents, or one start vector if those are cross-attended."""
+        return self.num_latents if self.conditioning == "prefix" else 1
+
+    def validate_architecture(self):
+        check_config(self)
+
+    @classmethod
+    def from_text_config(cls, text_config: PreTrainedConfig, encoder_layers=2, decoder_layers=None, **kwargs):
+        """The config of a model whose encoder and decoder have the architecture of a language model.
+
+        Args:
+            text_config: The language model's config.
+            encoder_layers: Which of its layers the encoder has, or how many: then the first ones.
+            decoder_layers: Which of its layers the decoder has, or how many: then half of them the first ones, half
+                the last ones. By default half as many as the language model has.
+            kwargs: Fields of this config.
+
+        Raises:
+            TypeError: If a keyword is no field.
+        """
+        unknown = sorted(set(kwargs) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no field {', '.join(unknown)}: see its docstring for those it has.")
+        text_config = copy.deepcopy(text_config)  # a composite sets fields of its parts, the caller's stay as they are
+        fields = fields_of_language_model(text_config, encoder_layers, decoder_layers)
+        if "text_config" in cls.sub_configs_defaults:
+            fields["text_config"] = text_config
+        return cls(**{**fields, **kwargs})
+
+    @classmethod
+    def paper(cls, text_config: PreTrainedConfig, encoder_layers=1, decoder_layers=1, **kwargs):
+        """The paper's architecture, see `paper_fields`; 1 to 4 layers on each side."""
+        fields = {**paper_fields(text_config, decoder_layers, kwargs.get("max_sentence_length", 64)), **kwargs}
+        return cls.from_text_config(text_config, encoder_layers, **fields)
+
+
+__all__ = ["SentenceVaeConfig"]

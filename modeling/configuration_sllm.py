@@ -1,0 +1,46 @@
+"""Configuration of the sentence-level language model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils.type_validators import interval
+
+from .configuration_sentence_vae import SentenceVaeConfig
+from .validation_sllm import value_errors
+
+
+@value_errors
+@strict
+class SllmConfig(SentenceVaeConfig):
+    r"""
+    A sentence-level language model: a `SentenceVaeConfig` and the backbone that predicts its latents (section 3.2).
+
+    Args:
+        text_config (`dict | PreTrainedConfig`): The backbone's config, any causal language model's.
+        decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
+        reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
+    """
+
+    model_type = "sllm"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        **SentenceVaeConfig.sub_configs_defaults,
+    }
+    auto_classes = {
+        "AutoConfig": "configuration_sllm.SllmConfig",
+        "AutoModel": "modeling_sllm.SllmModel",
+        "AutoModelForCausalLM": "modeling_sllm.SllmForCausalLM",
+    }
+    # Encoder and decoder read their token embeddings from outside, so the default plan's names do not fit.
+    base_model_fsdp_plan = None
+
+    text_config: dict | PreTrainedConfig | None = None
+    decoder_context_length: int = interval(min=0)(default=64)
+    reconstruction_weight: float = interval(min=0.0)(default=0.0)
+
+    @property
+    def token_config(self) -> PreTrainedConfig:
+        return self.text_config
+
+
+__all__ = ["SllmConfig"]

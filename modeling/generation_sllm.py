@@ -1,0 +1,202 @@
+"""Generation: transformers' own loops, which go token by token, and a loop that goes sentence by sentence.
+
+The sentence loop writes the same text. Rows of a batch that have closed their sentence wait for the others, so that
+the backbone runs once per sentence for the whole batch, not each time some row closes one.
+"""
+
+import copy
+from functools import partial
+
+import torch
+from transformers import GenerationMixin
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from .cache_sllm import SllmCache
+
+
+class SllmGenerationMixin(GenerationMixin):
+    """`generate` for the sentence-level language model."""
+
+    def generate(self, inputs=None, generation_config=None, max_sentences: float | None = None, **kwargs):
+        """As `GenerationMixin.generate`, with one option more.
+
+        Args:
+            max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
+                the sentence loop; `math.inf` for no limit. A streamer then gets whole sentences. For greedy search
+                and sampling.
+
+        Raises:
+            ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache.
+        """
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "`inputs_embeds` cannot be continued: they do not show where sentences end. Pass `input_ids`."
+            )
+        if max_sentences is not None:
+            if max_sentences < 1:
+                raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
+            generation_config = copy.deepcopy(generation_config or self.generation_config)
+            generation_config.max_sentences = max_sentences
+            mode = copy.deepcopy(generation_config)
+            mode.update(**{key: value for key, value in kwargs.items() if hasattr(mode, key)})
+            mode = mode.get_generation_mode(kwargs.get("assistant_model"))
+            if mode.value not in ("greedy_search", "sample"):
+                raise ValueError(
+                    f"`max_sentences` came with {mode.value}: it works with greedy search and sampling only."
+                )
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            # The backbone's cache may be any that transformers makes; ours goes around it.
+            super()._prepare_cache_for_generation(
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            )
+            model_kwargs["past_key_values"] = SllmCache(self.config, model_kwargs["past_key_values"])
+            return
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        max_sentences = getattr(generation_config, "max_sentences", None)
+        if max_sentences is None:
+            return super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus,
+                streamer,
+                **model_kwargs,
+            )
+        if model_kwargs.get("past_key_values") is None:
+            raise ValueError("`use_cache` is False: the sentence loop (`max_sentences`) needs the cache.")
+        if streamer is not None and len(input_ids) > 1:
+            raise ValueError(f"`streamer` came with a batch of {len(input_ids)}: sentences stream for a single row.")
+        if synced_gpus:
+            raise ValueError(
+                "`synced_gpus` is on: the sentence loop cannot wait for other processes. Leave `max_sentences` out."
+            )
+
+        batch_size, prompt_length = input_ids.shape
+        device = input_ids.device
+        pad_token_id = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
+        written = _Rows(input_ids, pad_token_id)
+        finished = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        waiting = torch.zeros_like(finished)  # has written the token that closes its sentence, which is not yet fed
+        sentences = torch.zeros(batch_size, dtype=torch.long, device=device)
+        sentence_start = prompt_length  # of the sentence being streamed
+        keep_scores = generation_config.return_dict_in_generate and generation_config.output_scores
+        keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
+        scores, raw_logits = [], []
+
+        outputs = self._prefill(input_ids, generation_config, model_kwargs)
+        cache = outputs.past_key_values
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        del outputs
+
+        while True:
+            writing = ~finished & ~waiting
+            processed = written.by_length(writing, partial(_process, logits_processor, logits), logits)
+            if generation_config.do_sample:
+                tokens = torch.multinomial(processed[writing].softmax(-1), 1).squeeze(1)
+            else:
+                tokens = processed[writing].argmax(-1)
+            if keep_scores:
+                _store(scores, processed, writing, written.length - prompt_length, -torch.inf)
+            if keep_logits:
+                _store(raw_logits, logits, writing, written.length - prompt_length, 0.0)
+            written.append(writing, tokens)
+            last = written.last_tokens()
+
+            stop = written.by_length(writing, lambda ids: stopping_criteria(ids, None), finished)
+            closed = writing & self.model.segmenter.closes(last, cache.open_length)
+            sentences += closed
+            finished |= (writing & stop) | (closed & (sentences >= max_sentences))
+            waiting |= closed
+            if streamer is not None and bool((closed | finished)[0]):
+                streamer.put(written.ids[0, sentence_start : int(written.length[0])].cpu())
+                sentence_start = int(written.length[0])
+            if finished.all():
+                break
+
+            feeding = writing & ~waiting & ~finished
+            if not feeding.any():
+                # Every row has closed its sentence: the backbone takes them all in at once.
+                feeding = waiting & ~finished
+                waiting = torch.zeros_like(waiting)
+            step = self(
+                input_ids=last[:, None],
+                attention_mask=feeding[:, None].long(),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = torch.where(feeding[:, None], step.logits[:, -1].float(), logits)
+
+        if streamer is not None:
+            streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return written.ids
+        return GenerateDecoderOnlyOutput(
+            sequences=written.ids,
+            scores=tuple(scores) if keep_scores else None,
+            logits=tuple(raw_logits) if keep_logits else None,
+            past_key_values=cache,
+        )
+
+
+def _process(logits_processor, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    return logits_processor(input_ids, logits.clone())
+
+
+class _Rows:
+    """Rows of token ids that grow at different times; padded on the right."""
+
+    def __init__(self, input_ids: torch.Tensor, pad_token_id: int):
+        self.ids = input_ids
+        self.pad_token_id = pad_token_id
+        self.length = torch.full((len(input_ids),), input_ids.shape[1], dtype=torch.long, device=input_ids.device)
+
+    def append(self, rows: torch.Tensor, tokens: torch.Tensor):
+        """One token for each of the chosen rows."""
+        if int(self.length[rows].max()) == self.ids.shape[1]:
+            self.ids = torch.cat([self.ids, torch.full_like(self.ids[:, :1], self.pad_token_id)], 1)
+        self.ids[rows, self.length[rows]] = tokens
+        self.length = self.length + rows.long()
+
+    def last_tokens(self) -> torch.Tensor:
+        return self.ids.gather(1, self.length[:, None] - 1).squeeze(1)
+
+    def by_length(self, rows: torch.Tensor, function, default: torch.Tensor) -> torch.Tensor:
+        """Calls a function of `(batch, length)` ids once for each length that the chosen rows have, so that each row
+        is judged by exactly its own ids; returns what it says of the chosen rows, and the default for the others."""
+        result = default
+        for length in self.length[rows].unique().tolist():
+            chosen = rows & (self.length == length)
+            value = function(self.ids[:, :length])
+            result = torch.where(chosen.view(-1, *[1] * (value.dim() - 1)), value, result)
+        return result
+
+
+def _store(steps: list, values: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, empty: float):
+    """Puts the rows' values into the step that each row is at, as the token loop would."""
+    while len(steps) <= int(index[rows].max()):
+        steps.append(torch.full_like(values, empty))
+    for row in rows.nonzero().squeeze(1).tolist():
+        steps[int(index[row])][row] = values[row]
+
+
+__all__ = ["SllmGenerationMixin"]

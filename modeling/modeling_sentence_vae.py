@@ -1,0 +1,450 @@
+"""The sentence VAE: an encoder that turns a sentence into latents, a decoder that writes the sentence from them.
+
+SentenceVAE, arXiv 2408.00655, section 3.1. Both are transformers built by `AutoModel` and driven by embeddings.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_sentence_vae import SentenceVaeConfig
+from .packing_sllm import (
+    DecoderPositions,
+    Stream,
+    cross_attention_kwargs,
+    decoder_positions,
+    gather_stream,
+    mask_attention,
+    run_stream,
+    stream_mask,
+)
+from .segmentation_sllm import SentenceLayout, SentenceSegmenter
+from .validation_sllm import check_inputs
+
+
+@dataclass
+class SentenceVaeOutput(ModelOutput):
+    """
+    Attributes:
+        loss: Mean over the tokens of the cross-entropy; in training the weighted sum of `losses`.
+        losses: The named terms of the loss, unweighted.
+        logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t itself, given its sentence's
+            latents and the sentence's tokens before t. Zero where the input is padding.
+        latents: `(sentences, num_latents, latent_size)`, the sentences of the batch row after row.
+        stop_logits: `(batch, length)`, with `stop_head`: whether token t closes its sentence.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    stop_logits: torch.Tensor | None = None
+
+
+class SentenceEncoder(nn.Module):
+    """Turns each sentence into `num_latents` latents; its transformer sees the sentence in both directions.
+
+    Args:
+        token_width: Width of the token embeddings it gets; by default it owns them.
+    """
+
+    def __init__(self, config: SentenceVaeConfig, token_width: int | None = None):
+        super().__init__()
+        self.config = config
+        self.packed: bool | None = None
+        self.model = AutoModel.from_config(config.sentence_encoder_config)
+        width = self.model.get_input_embeddings().embedding_dim
+        if token_width is not None:
+            self.model.set_input_embeddings(None)
+        self.embed_projection = project(token_width, width)
+        if config.pooling == "queries":
+            self.latent_queries = nn.Embedding(config.num_latents, width)
+        else:
+            self.latent_norm = nn.LayerNorm(width)
+        # With a KL term a latent is a Gaussian: mean and log-variance.
+        self.latent_head = nn.Linear(width, config.latent_size * (2 if config.kl_weight > 0 else 1))
+
+    def forward(self, token_embeds: torch.Tensor, sentence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            token_embeds: `(N, token_width)`.
+            sentence: `(N,)` the sentence of each token, `0..S-1` in order.
+
+        Returns:
+            Mean of the latents, `(S, num_latents, latent_size)`, and their log-variance if the config has a KL term.
+        """
+        token_embeds = self.embed_projection(token_embeds)
+        lengths = torch.bincount(sentence)
+        num_queries = self.config.num_latents if self.config.pooling == "queries" else 0
+        token_slot = torch.arange(len(sentence), device=sentence.device) + num_queries * sentence
+        sizes = lengths + num_queries
+        stream_sentence = torch.repeat_interleave(sizes)
+        first = sizes.cumsum(0) - sizes
+        index = torch.arange(len(stream_sentence), device=sentence.device)
+        stream = Stream(torch.zeros_like(index), stream_sentence, index, index - first[stream_sentence])
+
+        inputs_embeds = token_embeds
+        if num_queries:
+            query_slot = (first + lengths)[:, None] + torch.arange(num_queries, device=sentence.device)
+            inputs_embeds = token_embeds.new_zeros(len(index), token_embeds.shape[-1])
+            inputs_embeds = inputs_embeds.index_copy(0, token_slot, token_embeds)
+            queries = self.latent_queries.weight.to(token_embeds.dtype).repeat(len(lengths), 1)
+            inputs_embeds = inputs_embeds.index_copy(0, query_slot.flatten(), queries)
+        states = run_stream(self.model, inputs_embeds, stream, causal=False, packed=self.packed)
+
+        if num_queries:
+            states = states[query_slot]  # (S, num_latents, width)
+        else:
+            total = states.new_zeros(len(lengths), states.shape[-1]).index_add(0, sentence, states)
+            states = self.latent_norm(total)[:, None]
+        mean, *log_variance = self.latent_head(states).split(self.config.latent_size, dim=-1)
+        return mean, (log_variance[0] if log_variance else None)
+
+
+class SentenceDecoder(nn.Module):
+    """Writes sentences from their latents; its transformer is causal and sees `decoder_context_length` back."""
+
+    def __init__(self, config: SentenceVaeConfig, token_width: int):
+        super().__init__()
+        self.config = config
+        self.packed: bool | None = None
+        self.model = AutoModel.from_config(config.sentence_decoder_config)
+        width = self.model.get_input_embeddings().embedding_dim
+        self.model.set_input_embeddings(None)
+        self.embed_projection = project(token_width, width)
+        self.latent_prefix = nn.Linear(config.latent_size, width)
+        if config.conditioning == "cross_attention":
+            self.sentence_start = nn.Embedding(1, width)
+        self.output_projection = project(width, token_width)
+        if config.stop_head:
+            self.stop_head = nn.Linear(token_width, 1)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        token_embeds: torch.Tensor,
+        positions: DecoderPositions,
+        context_length: int | None = None,
+        cache=None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            latents: `(J, num_latents, latent_size)` of the sentences that begin.
+            token_embeds: `(N, token_width)`.
+            positions: Where these J prefixes and N tokens stand.
+            context_length: By default the config's `decoder_context_length`.
+            cache (`SllmCache`): Holds the positions before; it is updated.
+
+        Returns:
+            `(F, token_width)`, one state for each position of the stream.
+        """
+        if context_length is None:
+            context_length = self.config.decoder_context_length
+        token_embeds, latents = drop_inputs(self.config, token_embeds, latents, self.training)
+        inputs_embeds, memory = self.embed(latents, token_embeds, positions)
+        if cache is None:
+            states = run_stream(
+                self.model, inputs_embeds, positions.stream, True, context_length, packed=self.packed, latents=memory
+            )
+        else:
+            states = self.step(inputs_embeds, positions.stream, context_length, cache, memory)
+        return self.output_projection(states)
+
+    def embed(self, latents, token_embeds, positions):
+        """The stream's embeddings `(F, width)`, and the latents to cross-attend to, if the model does."""
+        token_embeds = self.embed_projection(token_embeds)
+        prefix = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)).to(token_embeds.dtype)
+        memory = None
+        if self.config.conditioning == "cross_attention":
+            begins = positions.prefix_slot[:, 0].repeat_interleave(latents.shape[1])
+            memory = (prefix.flatten(0, 1), positions.stream.map(lambda values: values[begins]))
+            prefix = self.sentence_start.weight.to(token_embeds.dtype).expand(len(latents), -1, -1)
+        embeds = token_embeds.new_zeros(len(positions.stream.row), token_embeds.shape[-1])
+        embeds = embeds.index_copy(0, positions.token_slot, token_embeds)
+        return embeds.index_copy(0, positions.prefix_slot.flatten(), prefix.flatten(0, 1)), memory
+
+    def step(self, inputs_embeds, stream, context_length, cache, memory):
+        """As `run_stream`, after the positions that the cache holds; each row of the batch is one row."""
+        rows = cache.stream_rows(stream)  # (batch, Q), -1 where a row has fewer positions
+        query = gather_stream(stream, rows)
+        real = rows >= 0
+        with mask_attention(self.model):
+            key = cache.append_slots(query)
+            past_key_values = cache.decoder
+            if memory is not None:
+                memory = cache.open_memory(*memory)
+                past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
+            states = self.model(
+                inputs_embeds=inputs_embeds[rows.clamp(min=0)],
+                position_ids=query.position_ids,
+                attention_mask=stream_mask(self.model, query, key, True, context_length, inputs_embeds.dtype),
+                past_key_values=past_key_values,
+                use_cache=True,
+                **cross_attention_kwargs(self.model, query, memory),
+            ).last_hidden_state
+        return inputs_embeds.new_zeros(inputs_embeds.shape).index_put(
+            (rows[real],), states[real].to(inputs_embeds.dtype)
+        )
+
+    def write(self, latents, embed_tokens, lm_head, closes, max_length: int) -> list[torch.Tensor]:
+        """Greedily writes one sentence from each of the `(S, num_latents, latent_size)` latents, without context.
+
+        Args:
+            embed_tokens, lm_head: Ids to embeddings, states to logits.
+            closes: Whether token ids `(S,)` close a sentence of so many tokens `(S,)` before.
+
+        Returns:
+            S tensors of token ids, each up to and with the token that closes it.
+        """
+        prefix = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype))
+        kwargs = {}
+        if self.config.conditioning == "cross_attention":
+            kwargs["encoder_hidden_states"] = prefix
+            prefix = self.sentence_start.weight.expand(len(latents), -1, -1)
+        past_key_values = DynamicCache()
+        inputs_embeds, position = prefix, prefix.new_zeros(prefix.shape[:2], dtype=torch.long)
+        length = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        written, open_ = [], torch.ones_like(length, dtype=torch.bool)
+        with mask_attention(self.model):
+            while open_.any() and len(written) < max_length:
+                states = self.model(
+                    inputs_embeds=inputs_embeds,
+                    position_ids=position,
+                    # Without it, prefix vectors that share a position are taken for packed sequences.
+                    attention_mask=torch.ones(
+                        len(latents), prefix.shape[1] + len(written), dtype=torch.long, device=latents.device
+                    ),
+                    past_key_values=past_key_values,
+                    use_cache=True,
+                    **kwargs,
+                ).last_hidden_state
+                token_ids = lm_head(self.output_projection(states[:, -1])).argmax(-1)
+                written.append(token_ids)
+                closed = closes(token_ids, length)
+                length += open_
+                open_ &= ~closed
+                inputs_embeds = self.embed_projection(embed_tokens(token_ids))[:, None].to(prefix.dtype)
+                position = torch.full_like(position[:, :1], len(written))
+        token_ids = torch.stack(written, 1)
+        return [row[:size] for row, size in zip(token_ids, length.tolist(), strict=True)]
+
+
+def project(inputs: int | None, outputs: int) -> nn.Module:
+    """A linear map where the widths differ."""
+    return nn.Identity() if inputs in (None, outputs) else nn.Linear(inputs, outputs, bias=False)
+
+
+def sample_latents(config, mean, log_variance, training: bool) -> torch.Tensor:
+    """The latents themselves in evaluation; in training drawn from their Gaussian, and with noise added."""
+    latents = mean
+    if training and log_variance is not None:
+        latents = latents + torch.randn_like(latents) * torch.exp(0.5 * log_variance)
+    if training and config.latent_noise > 0:
+        latents = latents + config.latent_noise * torch.randn_like(latents)
+    return latents
+
+
+def drop_inputs(config, token_embeds, latents, training: bool):
+    """Hides a share of the decoder's input tokens, and of the latents, in training: whole vectors become zero."""
+    if training and config.token_dropout > 0:
+        token_embeds = token_embeds * (torch.rand_like(token_embeds[:, :1]) >= config.token_dropout)
+    if training and config.latent_dropout > 0:
+        latents = latents * (torch.rand_like(latents[:, :1, :1]) >= config.latent_dropout)
+    return token_embeds, latents
+
+
+def kl_divergence(config, mean, log_variance) -> torch.Tensor:
+    """KL of the latents' Gaussians from the standard normal, in nats, summed over sentences and units."""
+    per_unit = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
+    return per_unit.float().clamp(min=config.kl_free_bits * math.log(2)).sum()
+
+
+def token_loss(logits, targets, gamma: float = 0.0, num_items_in_batch=None) -> torch.Tensor:
+    """Mean cross-entropy in nats of logits `(N, vocab)` over the targets `(N,)` that are not -100.
+
+    Args:
+        gamma: Exponent of the focal loss (arXiv 1708.02002, equation 4).
+        num_items_in_batch: What to divide the sum by, by default the number of targets.
+    """
+    nats = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
+    if gamma > 0:
+        nats = nats * (1 - torch.exp(-nats)) ** gamma
+    items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return nats.sum() / items
+
+
+class SentenceVaePreTrainedModel(PreTrainedModel):
+    """What the models with a sentence encoder and decoder share: what they support, and how they begin."""
+
+    config: SentenceVaeConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # `num_items_in_batch` from Trainer
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # Latents have unit variance; what enters a transformer has the scale of its token embeddings.
+        if isinstance(module, SentenceEncoder):
+            unit_linear(module.latent_head)
+        elif isinstance(module, SentenceDecoder):
+            unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
+
+    def tie_head(self, table: nn.Module, names: str):
+        """Declares the LM head tied to the embeddings, whatever the backbone calls them."""
+        name = next(name for name, module in self.named_modules() if module is table)
+        self._tied_weights_keys = {names: f"{name}.weight"}
+
+
+def unit_linear(linear: nn.Linear, scale: float = 1.0):
+    """Initialises a linear map so that inputs of unit variance give outputs of this standard deviation."""
+    init.normal_(linear.weight, mean=0.0, std=scale * linear.in_features**-0.5)
+    init.zeros_(linear.bias)
+
+
+class SentenceVaeModel(SentenceVaePreTrainedModel):
+    """Sentences to latents and back, by themselves: stage 1 of the training (paper, section 3.1)."""
+
+    _auto_class = "AutoModel"  # saving a model saves its code too
+
+    def __init__(self, config: SentenceVaeConfig):
+        super().__init__(config)
+        self.sentence_encoder = SentenceEncoder(config)
+        width = self.get_input_embeddings().embedding_dim
+        self.sentence_decoder = SentenceDecoder(config, width)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+        self.segmenter = SentenceSegmenter(config)
+        self.tie_head(self.get_input_embeddings(), "lm_head.weight")
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.sentence_encoder.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.sentence_encoder.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    def encode(self, input_ids, attention_mask=None, sentence_ids=None) -> torch.Tensor:
+        """The latents `(sentences, num_latents, latent_size)` of the sentences of a `(batch, length)` input."""
+        mask = check_inputs(input_ids, None, attention_mask, sentence_ids, self.config.vocab_size)
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
+        embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
+        return self.sentence_encoder(embeds, layout.token_sentence)[0]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Greedily writes one sentence from each of the `(sentences, num_latents, latent_size)` latents.
+
+        Returns:
+            One tensor of token ids for each sentence.
+        """
+        return self.sentence_decoder.write(
+            latents, self.get_input_embeddings(), self.lm_head, self.segmenter.closes, self.config.max_sentence_length
+        )
+
+    def reconstruct(self, input_ids, attention_mask=None, sentence_ids=None) -> list[torch.Tensor]:
+        """Decodes what it encoded: one tensor of token ids for each sentence of the input."""
+        return self.decode(self.encode(input_ids, attention_mask, sentence_ids))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> SentenceVaeOutput:
+        """
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask: `(batch, length)`, 0 for padding.
+            sentence_ids: `(batch, length)` explicit sentences, see `SentenceSegmenter.layout`.
+            inputs_embeds: `(batch, length, width)` instead of, or beside, the ids.
+            labels: `(batch, length)`, the tokens to reconstruct, not shifted; -100 is left out.
+            num_items_in_batch: What the loss is divided by, by default the number of labels.
+        """
+        mask = check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, self.config.vocab_size)
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
+        table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
+        embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
+        mean, log_variance = self.sentence_encoder(embeds, layout.token_sentence)
+        latents = sample_latents(self.config, mean, log_variance, self.training)
+
+        states, token_states = reconstruction_states(self.sentence_decoder, layout, embeds, latents)
+        token_logits = self.lm_head(states)  # (N, vocab)
+        logits = scatter_tokens(token_logits, layout, mask.shape)
+        stop_logits = None
+        if self.config.stop_head:
+            stop_logits = scatter_tokens(self.sentence_decoder.stop_head(token_states), layout, mask.shape).squeeze(-1)
+
+        loss, losses = None, None
+        if labels is not None:
+            targets = labels.flatten()[layout.token_index]
+            gamma = self.config.focal_gamma if self.training else 0.0
+            losses = {"reconstruction": token_loss(token_logits, targets, gamma, num_items_in_batch)}
+            loss = losses["reconstruction"]
+            items = len(targets) if num_items_in_batch is None else num_items_in_batch
+            if self.training and log_variance is not None:
+                losses["kl"] = kl_divergence(self.config, mean, log_variance) / items
+                loss = loss + self.config.kl_weight * losses["kl"]
+            if self.training and self.config.stop_head:
+                stops = stop_logits.flatten()[layout.token_index]
+                losses["stop"] = stop_loss(stops, layout.token_closes) / items
+                loss = loss + self.config.stop_weight * losses["stop"]
+        output = SentenceVaeOutput(loss=loss, losses=losses, logits=logits, latents=latents, stop_logits=stop_logits)
+        return output if return_dict is not False else output.to_tuple()
+
+
+def reconstruction_states(decoder, layout, token_embeds, latents, context_length=None):
+    """States from which each token is predicted, given its sentence's own latents; and states at the tokens.
+
+    Args:
+        token_embeds: `(N, width)`.
+        latents: `(S, num_latents, latent_size)`.
+
+    Returns:
+        Two of shape `(N, width)`.
+    """
+    last_of_row = layout.token_rank == layout.row_length[layout.token_row] - 1
+    is_last = torch.ones_like(last_of_row)
+    is_last[:-1] = layout.token_sentence[1:] != layout.token_sentence[:-1]
+    window = decoder.config.decoder_context_length if context_length is None else context_length
+    positions = decoder_positions(
+        layout, decoder.config.prefix_length, window == 0, layout.row_length > 0, is_last & ~last_of_row
+    )
+    states = decoder(latents, token_embeds, positions, context_length=window)
+    return states[positions.token_slot - 1], states[positions.token_slot]
+
+
+def stop_loss(stop_logits, closes) -> torch.Tensor:
+    """Binary cross-entropy in nats of the stop head, summed over the tokens."""
+    return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
+
+
+def scatter_tokens(values: torch.Tensor, layout: SentenceLayout, shape: tuple[int, int]) -> torch.Tensor:
+    """Values `(N, …)` of the tokens at their places in `(batch, length, …)`; zero at padding."""
+    flat = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+    return flat.index_copy(0, layout.token_index, values).view(*shape, *values.shape[1:])
+
+
+__all__ = ["SentenceDecoder", "SentenceEncoder", "SentenceVaeModel", "SentenceVaeOutput", "SentenceVaePreTrainedModel"]

@@ -1,0 +1,476 @@
+"""The sentence-level language model: encoder, backbone, decoder (SentenceVAE, arXiv 2408.00655, section 3.2).
+
+tokens of sentence j ──► SentenceEncoder ──► latents z_j
+start, z_1 … z_{j-1} ──► backbone ──► predicted latents of sentence j
+predicted latents, tokens of j ──► SentenceDecoder ──► states, one for each token
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
+
+from .cache_sllm import SllmCache
+from .configuration_sllm import SllmConfig
+from .generation_sllm import SllmGenerationMixin
+from .initialization_sllm import initialize_from_backbone
+from .modeling_sentence_vae import (
+    SentenceDecoder,
+    SentenceEncoder,
+    SentenceVaePreTrainedModel,
+    kl_divergence,
+    reconstruction_states,
+    sample_latents,
+    scatter_tokens,
+    stop_loss,
+    token_loss,
+    unit_linear,
+)
+from .packing_sllm import decoder_positions
+from .segmentation_sllm import SentenceLayout, SentenceSegmenter
+from .validation_sllm import check_inputs
+
+
+@dataclass
+class SllmModelOutput(BaseModelOutputWithPast):
+    """
+    Attributes:
+        last_hidden_state: `(batch, length, width)`; from the state at t the LM head predicts token t + 1.
+            Padding on the right repeats the last state, padding on the left has that which predicts the first token.
+        token_states: `(batch, length, width)`, with a stop head: the decoder's states at the tokens themselves.
+        latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row.
+        latent_statistics: Mean and log-variance of these, if the config has a KL term.
+        layout: The sentences.
+        token_embeds: `(N, width)`.
+    """
+
+    token_states: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    latent_statistics: tuple[torch.Tensor, torch.Tensor] | None = None
+    layout: SentenceLayout | None = None
+    token_embeds: torch.Tensor | None = None
+
+
+@dataclass
+class SllmOutput(ModelOutput):
+    """
+    Attributes:
+        loss: In evaluation the mean cross-entropy of the next token; in training the weighted sum of `losses`.
+        losses: The named terms of the loss, unweighted.
+        logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t + 1 given tokens 0 to t.
+        past_key_values: The cache.
+        stop_logits: `(batch, length)`, with `stop_head`: whether token t closes its sentence.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: SllmCache | None = None
+    stop_logits: torch.Tensor | None = None
+
+
+class SllmPreTrainedModel(SentenceVaePreTrainedModel):
+    """What the models with a backbone share."""
+
+    config: SllmConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SllmModel):
+            unit_linear(module.latent_output)
+            unit_linear(module.latent_input, getattr(self.config.text_config, "initializer_range", 0.02))
+            init.normal_(module.start_latents.weight, mean=0.0, std=1.0)
+
+
+class SllmModel(SllmPreTrainedModel):
+    """The model without its LM head. The backbone is `language_model`; its token embeddings serve all three parts."""
+
+    _auto_class = "AutoModel"  # saving a model saves its code too
+
+    def __init__(self, config: SllmConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        width = self.get_input_embeddings().embedding_dim
+        self.sentence_encoder = SentenceEncoder(config, width)
+        self.sentence_decoder = SentenceDecoder(config, width)
+        size = config.num_latents * config.latent_size
+        self.start_latents = nn.Embedding(1, size)
+        self.latent_input = nn.Linear(size, width)
+        self.latent_output = nn.Linear(width, size)
+        self.segmenter = SentenceSegmenter(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def encode_sentences(self, input_ids, attention_mask=None, sentence_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of all sentences, the open ones too.
+
+        Returns:
+            `(batch, sentences, num_latents, latent_size)`, zero where a row has fewer sentences, and the mask
+            `(batch, sentences)` that is true where it has one.
+        """
+        mask = check_inputs(input_ids, None, attention_mask, sentence_ids, self.config.vocab_size)
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
+        embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
+        latents, _ = self.sentence_encoder(embeds, layout.token_sentence)
+        count = torch.bincount(layout.sentence_row, minlength=len(mask))
+        padded = latents.new_zeros(len(mask), int(count.max()), *latents.shape[1:])
+        padded = padded.index_put((layout.sentence_row, layout.sentence_rank), latents)
+        return padded, torch.arange(padded.shape[1], device=mask.device) < count[:, None]
+
+    def predict_next_latents(
+        self,
+        latents: torch.Tensor,
+        sentence_mask: torch.Tensor | None = None,
+        cache: SllmCache | None = None,
+        begins: bool = True,
+    ) -> torch.Tensor:
+        """The backbone's prediction of each sentence's latents from those before it.
+
+        Args:
+            latents: `(batch, sentences, num_latents, latent_size)`.
+            sentence_mask: `(batch, sentences)`, true where a row has a sentence; rows are padded on the right.
+            cache: Holds the sentences before; it is updated.
+            begins: Whether the texts begin here: then the start latents come first.
+
+        Returns:
+            `(batch, sentences + begins, num_latents, latent_size)`: position j is the prediction of sentence j if the
+            texts begin here, else of the sentence after the j-th given.
+        """
+        batch_size = len(latents)
+        if sentence_mask is None:
+            sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        states = latents.flatten(2)
+        if begins:
+            start = self.start_latents.weight.to(states.dtype)[None].expand(batch_size, -1, -1)
+            states = torch.cat([start, states], 1)
+            sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
+        position_ids = sentence_mask.long().cumsum(1) - 1
+        attention_mask = sentence_mask
+        if cache is not None:
+            if not begins:
+                position_ids = position_ids + cache.num_sentences[:, None] + 1
+            attention_mask = cache.append_sentences(position_ids.masked_fill(~sentence_mask, -1))
+        embeds = self.latent_input(states.to(self.latent_input.weight.dtype))
+        states = self.language_model(
+            inputs_embeds=embeds.to(self.get_input_embeddings().weight.dtype),
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids.clamp(min=0),
+            past_key_values=None if cache is None else cache.language_model,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        predicted = self.latent_output(states.to(self.latent_output.weight.dtype))
+        return predicted.unflatten(-1, (self.config.num_latents, self.config.latent_size))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+        past_key_values: SllmCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SllmModelOutput:
+        """
+        Args:
+            input_ids: `(batch, length)`; those after the ones in the cache.
+            attention_mask: `(batch, length)`, 0 for padding; what the cache holds may come before.
+            sentence_ids: `(batch, length)` explicit sentences, see `SentenceSegmenter.layout`; not with a cache.
+            past_key_values: The cache.
+            inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
+                then the ids only show where sentences end. Not with a cache.
+            use_cache: Whether to fill a cache.
+        """
+        cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        if cache is not None and cache.must_replay:
+            attention_mask = cache.token_mask.new_ones(input_ids.shape) if attention_mask is None else attention_mask
+            attention_mask = torch.cat([cache.token_mask, attention_mask[:, -length:].bool()], 1)
+            input_ids = torch.cat([cache.token_ids, input_ids], 1)
+            cache.reset()
+        elif cache is not None and attention_mask is not None:
+            attention_mask = cache.newest(attention_mask, length)
+        mask = check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, self.config.vocab_size)
+
+        past = None if cache is None or cache.is_empty else cache.past
+        open_length = None if past is None else cache.open_length
+        layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids)
+        table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
+        embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
+        mean, log_variance = self._encode_closed(embeds, layout, None if past is None else cache)
+        latents = sample_latents(self.config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
+        predicted = self._predict_for_layout(latents, layout, cache, begins=past is None)
+
+        begins = torch.full_like(layout.row_length, past is None, dtype=torch.bool)
+        if cache is not None and past is None:
+            cache.num_tokens = cache.num_sentences = torch.zeros_like(layout.row_length)
+        positions = decoder_positions(
+            layout,
+            self.config.prefix_length,
+            restart=self.config.decoder_context_length == 0,
+            begins=begins,
+            followed=layout.token_closes,
+            past=past,
+        )
+        states = self.sentence_decoder(predicted, embeds, positions, cache=cache)  # (F, width)
+        if cache is not None:
+            cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
+        hidden = self._outputs_at(states, positions, layout, mask, begins=past is None)
+        token_states = None
+        if self.config.stop_head:
+            token_states = scatter_tokens(states[positions.token_slot], layout, mask.shape)[:, -length:]
+        output = SllmModelOutput(
+            last_hidden_state=hidden[:, -length:],
+            past_key_values=cache,
+            token_states=token_states,
+            latents=latents,
+            latent_statistics=None if log_variance is None else (mean, log_variance),
+            layout=layout,
+            token_embeds=embeds,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _outputs_at(self, states, positions, layout, mask, begins: bool) -> torch.Tensor:
+        """`(batch, length, width)`: at each position what follows the row's last token up to there. So padding on the
+        right repeats the last token's state, and padding on the left has the state that predicts the first token."""
+        rank = mask.long().cumsum(1) - 1
+        slot = positions.output_slot.new_zeros(mask.shape)
+        if begins:
+            first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(mask), device=mask.device))
+            slot = slot + (first_slot + self.config.prefix_length - 1)[:, None]
+        row_start = layout.row_length.cumsum(0) - layout.row_length
+        seen = rank >= 0
+        slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
+        return states[slot]
+
+    def _prepare_cache(self, past_key_values, use_cache, sentence_ids, inputs_embeds) -> SllmCache | None:
+        if use_cache is None:
+            use_cache = past_key_values is not None
+        if not use_cache:
+            return None
+        # A class loaded with the remote code has another identity, so the name decides.
+        if past_key_values is not None and type(past_key_values).__name__ != "SllmCache":
+            raise ValueError(
+                f"`past_key_values` is a {type(past_key_values).__name__}: this model needs an `SllmCache`, which "
+                "`use_cache=True` makes."
+            )
+        if sentence_ids is not None or inputs_embeds is not None:
+            name = "sentence_ids" if sentence_ids is not None else "inputs_embeds"
+            raise ValueError(f"`{name}` cannot be cached: the cache works from token ids. Pass `use_cache=False`.")
+        return SllmCache(self.config) if past_key_values is None else past_key_values
+
+    def _encode_closed(self, embeds, layout, cache):
+        """Latents of the C sentences that the input closes, with what the cache holds of them."""
+        closed = layout.sentence_closed[layout.token_sentence]  # (N,)
+        sentence_of_token = layout.sentence_closed.cumsum(0)[layout.token_sentence] - 1
+        embeds, sentence = embeds[closed], sentence_of_token[closed]
+        if cache is not None and cache.open_ids.shape[1]:
+            # The first new sentence of a row continues its open one.
+            continues = (layout.token_rank == 0) & closed
+            owner = torch.full_like(cache.open_length, -1)
+            owner[layout.token_row[continues]] = sentence_of_token[continues]
+            is_open = torch.arange(cache.open_ids.shape[1], device=owner.device) < cache.open_length[:, None]
+            is_open = is_open & (owner >= 0)[:, None]
+            open_embeds = self.get_input_embeddings()(cache.open_ids[is_open])
+            sentence = torch.cat([owner[:, None].expand_as(is_open)[is_open], sentence])
+            sentence, order = sentence.sort(stable=True)
+            embeds = torch.cat([open_embeds, embeds])[order]
+        if not len(sentence):
+            shape = (0, self.config.num_latents, self.config.latent_size)
+            return embeds.new_zeros(shape), None
+        return self.sentence_encoder(embeds, sentence)
+
+    def _predict_for_layout(self, latents, layout, cache, begins: bool) -> torch.Tensor:
+        """Predicted latents `(J, num_latents, latent_size)` of the sentences that begin, row after row."""
+        if not begins and not len(latents):
+            return latents
+        row = layout.sentence_row[layout.sentence_closed]  # (C,)
+        count = torch.bincount(row, minlength=len(layout.row_length))
+        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        padded = latents.new_zeros(len(count), int(count.max()), *latents.shape[1:])
+        padded = padded.index_put((row, rank), latents)
+        sentence_mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
+        predicted = self.predict_next_latents(padded, sentence_mask, cache, begins)
+        if begins:
+            sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
+        return predicted[sentence_mask]
+
+
+class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
+    """The model with its LM head: a causal language model like any other, that thinks a sentence at a time."""
+
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: SllmConfig):
+        super().__init__(config)
+        self.model = SllmModel(config)
+        width = self.get_input_embeddings().embedding_dim
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+        self.tie_head(self.get_input_embeddings(), "lm_head.weight")
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone,
+        tokenizer=None,
+        encoder_layers: int | list[int] | None = None,
+        decoder_layers: int | list[int] | None = None,
+        unit: str = "sentence",
+        preset: str = "default",
+        **kwargs,
+    ) -> "SllmForCausalLM":
+        """Wraps a causal language model.
+
+        The embeddings, the LM head and the backbone are the model's own; the encoder and the decoder begin as copies
+        of some of its layers. What is new, the maps to and from latents, has to be trained.
+
+        Args:
+            backbone: A name or path for `AutoModelForCausalLM.from_pretrained`, or the model, which is then shared.
+            tokenizer: Shows which tokens close a sentence; by default the backbone's. Not needed where
+                `boundary_token_ids` is given.
+            encoder_layers, decoder_layers: See `SllmConfig.from_text_config`.
+            unit: `"sentence"` or `"clause"`, see `boundary_tokens`.
+            preset: `"default"`, or `"paper"` for `SllmConfig.paper`.
+            kwargs: Fields of `SllmConfig`.
+
+        Raises:
+            TypeError: If a keyword is no field of the config, or the backbone is no causal language model.
+        """
+        return initialize_from_backbone(cls, backbone, tokenizer, encoder_layers, decoder_layers, unit, preset, kwargs)
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    def encode_sentences(self, input_ids, attention_mask=None, sentence_ids=None):
+        """See `SllmModel.encode_sentences`."""
+        return self.model.encode_sentences(input_ids, attention_mask, sentence_ids)
+
+    def predict_next_latents(self, latents, sentence_mask=None):
+        """See `SllmModel.predict_next_latents`."""
+        return self.model.predict_next_latents(latents, sentence_mask)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Greedily writes one sentence from each of the `(sentences, num_latents, latent_size)` latents, predicted or
+        encoded, without the context before it.
+
+        Returns:
+            One tensor of token ids for each sentence.
+        """
+        return self.model.sentence_decoder.write(
+            latents,
+            self.get_input_embeddings(),
+            self.compute_logits,
+            self.model.segmenter.closes,
+            self.config.max_sentence_length,
+        )
+
+    def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """`(…, width)` states to `(…, vocab)` logits, capped as the backbone's are."""
+        logits = self.lm_head(states)
+        cap = getattr(self.config.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+        past_key_values: SllmCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> SllmOutput:
+        """
+        Args:
+            labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
+            logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
+            num_items_in_batch: What the loss is divided by, by default the number of labels scored.
+
+        The rest is as in `SllmModel.forward`.
+        """
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError(
+                f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
+            )
+        outputs = self.model(input_ids, attention_mask, sentence_ids, past_key_values, inputs_embeds, use_cache)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.compute_logits(outputs.last_hidden_state[:, kept])
+        stop_logits = None
+        if self.config.stop_head:
+            stop_logits = self.model.sentence_decoder.stop_head(outputs.token_states).squeeze(-1)
+
+        loss, losses = None, None
+        if labels is not None:
+            losses = self._losses(outputs, logits, stop_logits, labels, num_items_in_batch)
+            weights = {
+                "next_sentence": 1.0,
+                "reconstruction": self.config.reconstruction_weight,
+                "kl": self.config.kl_weight,
+                "stop": self.config.stop_weight,
+            }
+            loss = sum(weights[name] * value for name, value in losses.items())
+        output = SllmOutput(
+            loss=loss,
+            losses=losses,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            stop_logits=stop_logits,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _losses(self, outputs, logits, stop_logits, labels, num_items_in_batch) -> dict[str, torch.Tensor]:
+        """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
+        layout = outputs.layout
+        # A text's first token is not scored, wherever padding puts it: labels count after a token only.
+        targets = labels.new_full((labels.numel(),), -100)
+        targets[layout.token_index] = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[layout.token_index]
+        items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        gamma = self.config.focal_gamma if self.training else 0.0
+        losses = {"next_sentence": token_loss(logits.flatten(0, 1), targets, gamma, items)}
+        if not self.training:
+            return losses
+        if self.config.reconstruction_weight > 0 and len(outputs.latents):
+            closed = layout.closed_sentences()
+            states, _ = reconstruction_states(
+                self.model.sentence_decoder,
+                closed,
+                outputs.token_embeds[layout.sentence_closed[layout.token_sentence]],
+                outputs.latents,
+                context_length=0,
+            )
+            own = labels.flatten()[closed.token_index]
+            losses["reconstruction"] = token_loss(self.compute_logits(states), own, gamma, items)
+        if outputs.latent_statistics is not None:
+            losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
+        if stop_logits is not None:
+            stops = stop_logits.flatten()[layout.token_index]
+            losses["stop"] = stop_loss(stops, layout.token_closes) / items
+        return losses
+
+
+__all__ = ["SllmForCausalLM", "SllmModel", "SllmModelOutput", "SllmOutput", "SllmPreTrainedModel"]

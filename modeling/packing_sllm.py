@@ -1,0 +1,285 @@
+"""Running a transformer over many short sequences that lie end to end.
+
+Encoder and decoder see a *stream*: the positions of all sentences of the batch, one after the other. How the stream is
+laid out for the model is decided here: packed in one row, for kernels that skip what a mask excludes (flash attention
+takes `cu_seq_lens`, flex attention a block mask), or cut into pieces of similar length, which become the rows of a few
+padded batches. The mask follows one rule either way, so the results are the same.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .segmentation_sllm import SentenceLayout
+
+
+@dataclass
+class Stream:
+    """Where each of `F` positions stands; all tensors `(F,)`.
+
+    Attributes:
+        row: The text it belongs to; positions of different rows never see each other.
+        sentence: Its sentence, numbered within the row.
+        index: Its number within the row's stream, -1 for padding.
+        position_ids: What the model is told.
+    """
+
+    row: torch.Tensor
+    sentence: torch.Tensor
+    index: torch.Tensor
+    position_ids: torch.Tensor
+
+    def map(self, function) -> "Stream":
+        """The stream with a function applied to each of its tensors."""
+        return Stream(function(self.row), function(self.sentence), function(self.index), function(self.position_ids))
+
+
+@dataclass
+class DecoderPositions:
+    """The decoder's stream, `prefix_1, sentence_1, prefix_2, sentence_2, …`, and what stands where in it.
+
+    Attributes:
+        stream: Its `F` positions.
+        token_slot: `(N,)` position of each token.
+        prefix_slot: `(J, prefix_length)` positions of each prefix.
+        output_slot: `(N,)` position whose output is the distribution of the token after each token: the last one of
+            the prefix that follows it, if one does.
+    """
+
+    stream: Stream
+    token_slot: torch.Tensor
+    prefix_slot: torch.Tensor
+    output_slot: torch.Tensor
+
+
+def decoder_positions(
+    layout: SentenceLayout,
+    prefix_length: int,
+    restart: bool,
+    begins: torch.Tensor,
+    followed: torch.Tensor,
+    past: dict[str, torch.Tensor] | None = None,
+) -> DecoderPositions:
+    """Lays out the decoder's stream.
+
+    Args:
+        layout: The sentences, of N tokens.
+        restart: Whether `position_ids` restart with each sentence; else a token has the position it has in the text.
+        begins: `(batch,)` rows that begin with a prefix.
+        followed: `(N,)` tokens after which the next sentence's prefix comes.
+        past: How many `tokens`, `sentences` and `positions` each row already had, each `(batch,)`.
+    """
+    device = followed.device
+    batch_size = len(begins)
+    none = torch.zeros(batch_size, dtype=torch.long, device=device)
+    past = past or {"tokens": none, "sentences": none, "positions": none}
+    begins = begins.long()
+    followed_of_row = none.scatter_add(0, layout.token_row, followed.long())
+    row_size = layout.row_length + prefix_length * (begins + followed_of_row)
+    row_first = row_size.cumsum(0) - row_size
+
+    prefixes_before = begins.cumsum(0)[layout.token_row] + followed.cumsum(0) - followed.long()
+    token_slot = torch.arange(len(followed), device=device) + prefix_length * prefixes_before
+    output_slot = token_slot + prefix_length * followed
+
+    token_rank = past["tokens"][layout.token_row] + layout.token_rank
+    prefix_first, order = torch.cat([row_first[begins.bool()], token_slot[followed] + 1]).sort()
+    prefix_slot = prefix_first[:, None] + torch.arange(prefix_length, device=device)
+
+    row = torch.repeat_interleave(row_size)
+    slot = torch.arange(len(row), device=device)
+    starts_prefix = torch.zeros_like(row)
+    starts_prefix[prefix_first] = 1
+    prefixes = starts_prefix.cumsum(0)  # up to each position, of all rows
+    prefixes_of_rows_before = (begins + followed_of_row).cumsum(0) - (begins + followed_of_row)
+    sentence = past["sentences"][row] + prefixes - prefixes_of_rows_before[row] - begins[row]
+
+    # A prefix shares the position of the token before its sentence, so that tokens keep the distances of the text.
+    position_ids = torch.zeros_like(row)
+    position_ids[token_slot] = (layout.token_offset if restart else token_rank) + 1
+    if not restart:
+        before = torch.cat([past["tokens"][begins.bool()], token_rank[followed] + 1])[order]
+        position_ids[prefix_slot] = before[:, None].expand_as(prefix_slot)
+
+    stream = Stream(row, sentence, slot - row_first[row] + past["positions"][row], position_ids)
+    return DecoderPositions(stream, token_slot, prefix_slot, output_slot)
+
+
+def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> torch.Tensor:
+    """The mask rule, on streams whose tensors broadcast: a position sees its own sentence and, if causal, no later
+    position and the `context_length` positions before it."""
+    same_row = (query.row == key.row) & (key.index >= 0)
+    same_sentence = query.sentence == key.sentence
+    if not causal:
+        return same_row & same_sentence
+    distance = query.index - key.index
+    return same_row & (distance >= 0) & (same_sentence | (distance <= context_length))
+
+
+def run_stream(
+    model: nn.Module,
+    inputs_embeds: torch.Tensor,
+    stream: Stream,
+    causal: bool,
+    context_length: int = 0,
+    packed: bool | None = None,
+    latents: tuple[torch.Tensor, Stream] | None = None,
+) -> torch.Tensor:
+    """Last hidden states of a stream.
+
+    Args:
+        model: An AutoModel.
+        inputs_embeds: `(F, width)`.
+        stream: Its positions, in order.
+        causal: Whether later positions of a sentence are hidden.
+        context_length: See `visible`.
+        packed: One row, or padded batches. By default packed where the attention kernel profits from it.
+        latents: What the model cross-attends to, `(K, width)`, and where it stands.
+
+    Returns:
+        `(F, width)`.
+    """
+    implementation = model.config._attn_implementation
+    is_flash = "flash" in (implementation or "")
+    # cu_seq_lens express sentences alone, not a window that reaches into the sentence before.
+    flash_can_pack = is_flash and (context_length == 0) and latents is None
+    if packed is None:
+        packed = flash_can_pack or implementation == "flex_attention"
+    if packed and flash_can_pack:
+        hidden = model(
+            inputs_embeds=inputs_embeds[None],
+            position_ids=stream.position_ids[None],
+            use_cache=False,
+            is_causal=causal,
+            **flash_attention_kwargs(stream),
+        )
+        return hidden.last_hidden_state[0]
+
+    output = inputs_embeds.new_zeros(inputs_embeds.shape)
+    with mask_attention(model):
+        lengths = piece_lengths(stream, by_row=context_length > 0)
+        for rows in padded_batches(lengths.sum()[None] if packed else lengths):
+            real = rows >= 0
+            query = gather_stream(stream, rows)
+            hidden = model(
+                inputs_embeds=inputs_embeds[rows.clamp(min=0)],
+                position_ids=query.position_ids,
+                attention_mask=stream_mask(model, query, query, causal, context_length, inputs_embeds.dtype),
+                use_cache=False,
+                **cross_attention_kwargs(model, query, latents),
+            ).last_hidden_state
+            output = output.index_put((rows[real],), hidden[real].to(output.dtype))
+    return output
+
+
+def gather_stream(stream: Stream, rows: torch.Tensor) -> Stream:
+    """The stream laid out as `rows`, `(R, L)` indices into it where -1 is padding. Padding stands nowhere."""
+    laid_out = stream.map(lambda values: values[rows.clamp(min=0)])
+    laid_out.index = laid_out.index.masked_fill(rows < 0, -1)
+    return laid_out
+
+
+def stream_mask(model: nn.Module, query: Stream, key: Stream, causal: bool, context_length: int, dtype: torch.dtype):
+    """The attention mask in the form that the model's attention implementation takes.
+
+    Args:
+        query, key: Streams with tensors `(R, Q)` and `(R, K)`; the queries are the last Q of the keys.
+    """
+    (batch_size, query_length), key_length = query.index.shape, key.index.shape[1]
+    offset = key_length - query_length
+
+    if model.config._attn_implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def rule(batch, head, q, k):
+            at = [(t[batch, q], s[batch, k]) for t, s in zip(vars(query).values(), vars(key).values(), strict=True)]
+            pair = [Stream(*side) for side in zip(*at, strict=True)]
+            return visible(*pair, causal, context_length) | (k == q + offset)
+
+        return create_block_mask(rule, batch_size, None, query_length, key_length, device=str(query.index.device))
+
+    allowed = visible(
+        query.map(lambda values: values[:, :, None]),
+        key.map(lambda values: values[:, None, :]),
+        causal,
+        context_length,
+    )
+    # Padding sees itself: a softmax over nothing is NaN, which a masked key would still spread.
+    allowed.diagonal(offset, 1, 2).fill_(True)
+    return mask_tensor(model, allowed, dtype)
+
+
+def mask_tensor(model: nn.Module, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`(R, Q, K)` bool as the 4D mask of the model's attention: bool for sdpa, additive for eager."""
+    allowed = allowed[:, None]
+    if model.config._attn_implementation != "eager":
+        return allowed
+    if torch.is_autocast_enabled(allowed.device.type):
+        dtype = torch.float32
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def cross_attention_kwargs(model: nn.Module, query: Stream, latents: tuple[torch.Tensor, Stream] | None) -> dict:
+    """Arguments that make each position attend to the latents of its own sentence."""
+    if latents is None:
+        return {}
+    states, stream = latents
+    key = stream.map(lambda values: values[None, None])  # (1, 1, K)
+    allowed = visible(query.map(lambda values: values[:, :, None]), key, False, 0)  # (R, Q, K)
+    # Each row gets the latents of its own sentences only; a query that is padding sees all of them.
+    needed = allowed.any(1).long()  # (R, K)
+    own = needed.sort(dim=1, descending=True, stable=True).indices[:, : int(needed.sum(1).max())]
+    allowed = allowed.gather(2, own[:, None].expand(-1, allowed.shape[1], -1))
+    allowed = allowed | ~allowed.any(-1, keepdim=True)
+    return {
+        "encoder_hidden_states": states[own],
+        "encoder_attention_mask": mask_tensor(model, allowed, states.dtype),
+    }
+
+
+def piece_lengths(stream: Stream, by_row: bool) -> torch.Tensor:
+    """Lengths of the stretches that never see each other: the rows, or else the sentences."""
+    if by_row:
+        return stream.row.unique_consecutive(return_counts=True)[1]
+    return torch.stack([stream.row, stream.sentence]).unique_consecutive(dim=1, return_counts=True)[1]
+
+
+def padded_batches(lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Indices `(R, L)` into the stream, -1 for padding, one for each power of two that bounds the lengths: so that no
+    more than half of a batch is padding."""
+    start = lengths.cumsum(0) - lengths
+    bucket = torch.ceil(torch.log2(lengths.clamp(min=4).double())).long()
+    batches = []
+    for size in bucket.unique().tolist():
+        chosen = bucket == size
+        position = torch.arange(int(lengths[chosen].max()), device=lengths.device)
+        rows = start[chosen, None] + position
+        batches.append(rows.masked_fill(position >= lengths[chosen, None], -1))
+    return batches
+
+
+def flash_attention_kwargs(stream: Stream) -> dict:
+    """The packing arguments of flash attention, with each sentence a sequence of its own."""
+    lengths = piece_lengths(stream, by_row=False)
+    bounds = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+@contextmanager
+def mask_attention(model: nn.Module):
+    """Within it, a model set to flash attention takes masks: it uses sdpa."""
+    implementation = model.config._attn_implementation
+    if "flash" not in (implementation or ""):
+        yield
+        return
+    model.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = implementation
+
+
+__all__ = ["DecoderPositions", "Stream", "decoder_positions", "run_stream"]

@@ -1,0 +1,220 @@
+"""Which sentence each token belongs to.
+
+A sentence is closed by a token of the boundary table, by `eos` or by reaching the maximum length. Whether a token
+closes its sentence depends on no later token, so the segmentation is the same in training and in generation. Nothing
+here knows about models: token ids in, a `SentenceLayout` out.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+# Sentence-final punctuation of the larger scripts, then closing quotes and brackets, then space.
+_SENTENCE_END = re.compile(r"[.!?…。！？｡।॥؟۔։።][\"'”’»›」』)\]}*_]*\s*$|[\n\r\u2028\u2029]")
+_CLAUSE_END = re.compile(r"[,;:，；：、،؛][\"'”’»›」』)\]}*_]*\s*$")
+
+
+def boundary_tokens(tokenizer, unit: str = "sentence") -> dict[str, list[int]]:
+    """The tokens of a vocabulary that close a sentence, as the two fields of the config.
+
+    Args:
+        tokenizer: Any transformers tokenizer.
+        unit: `"sentence"`: tokens whose text ends in sentence-final punctuation, with optional closing quotes or
+            brackets, or holds a line break. `"clause"`: also those that end in a comma, colon or semicolon, which
+            close once `min_clause_length` is reached.
+
+    Returns:
+        `{"boundary_token_ids": [...], "clause_token_ids": [...]}`.
+
+    Raises:
+        ValueError: If `unit` is neither, or no token of the vocabulary closes a sentence.
+    """
+    if unit not in ("sentence", "clause"):
+        raise ValueError(f'`unit` is {unit!r}: it must be "sentence" or "clause".')
+    special = set(tokenizer.all_special_ids)
+    texts = {
+        token_id: tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        for token_id in range(len(tokenizer))
+        if token_id not in special
+    }
+    boundaries = [token_id for token_id, text in texts.items() if _SENTENCE_END.search(text)]
+    if not boundaries:
+        raise ValueError(
+            "no token of this tokenizer ends in sentence-final punctuation or holds a line break: pass "
+            "`boundary_token_ids` yourself, or `sentence_ids` with each batch."
+        )
+    clauses = [token_id for token_id, text in texts.items() if _CLAUSE_END.search(text)] if unit == "clause" else []
+    return {"boundary_token_ids": boundaries, "clause_token_ids": sorted(set(clauses) - set(boundaries))}
+
+
+@dataclass
+class SentenceLayout:
+    """The sentences of a batch, flat: `N` tokens that are not padding, in `S` sentences, row after row.
+
+    Attributes:
+        token_index: `(N,)` index of each token in the flattened `(batch, length)` input.
+        token_row: `(N,)` its row.
+        token_rank: `(N,)` its number among the row's tokens.
+        token_sentence: `(N,)` its sentence, `0..S-1`.
+        token_offset: `(N,)` its offset in the sentence; what the sentence already had before this input counts.
+        token_closes: `(N,)` whether it closes its sentence.
+        sentence_row: `(S,)` the row of each sentence.
+        sentence_rank: `(S,)` its number among the row's sentences.
+        sentence_closed: `(S,)` whether the input closes it.
+        row_length: `(batch,)` tokens of each row.
+    """
+
+    token_index: torch.Tensor
+    token_row: torch.Tensor
+    token_rank: torch.Tensor
+    token_sentence: torch.Tensor
+    token_offset: torch.Tensor
+    token_closes: torch.Tensor
+    sentence_row: torch.Tensor
+    sentence_rank: torch.Tensor
+    sentence_closed: torch.Tensor
+    row_length: torch.Tensor
+
+    def closed_sentences(self) -> "SentenceLayout":
+        """The layout of the closed sentences alone."""
+        keep = self.sentence_closed[self.token_sentence]
+        return SentenceLayout(
+            token_index=self.token_index[keep],
+            token_row=self.token_row[keep],
+            token_rank=self.token_rank[keep],
+            token_sentence=(self.sentence_closed.cumsum(0) - 1)[self.token_sentence[keep]],
+            token_offset=self.token_offset[keep],
+            token_closes=self.token_closes[keep],
+            sentence_row=self.sentence_row[self.sentence_closed],
+            sentence_rank=self.sentence_rank[self.sentence_closed],
+            sentence_closed=self.sentence_closed[self.sentence_closed],
+            row_length=torch.bincount(self.token_row[keep], minlength=len(self.row_length)),
+        )
+
+
+class SentenceSegmenter:
+    """Makes layouts by a config's rules. It has no weights; its tables are built once for each device."""
+
+    def __init__(self, config):
+        self.config = config
+        self._tables: dict[torch.device, torch.Tensor] = {}
+
+    def closing_strength(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """2 for a token that closes its sentence, 1 for one that does so after `min_clause_length`, else 0."""
+        table = self._tables.get(token_ids.device)
+        if table is None:
+            eos = self.config.eos_token_id
+            eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+            closing = [*self.config.boundary_token_ids, *eos]
+            # Ids above the table's last entry, which is 0, are clamped to it: a resized vocabulary needs no new table.
+            table = torch.zeros(max([*closing, *self.config.clause_token_ids], default=-1) + 2, dtype=torch.int8)
+            table[self.config.clause_token_ids] = 1
+            table[closing] = 2
+            table = self._tables[token_ids.device] = table.to(token_ids.device)
+        return table[token_ids.clamp(max=len(table) - 1)]
+
+    def closes(self, token_ids: torch.Tensor, open_length: torch.Tensor) -> torch.Tensor:
+        """Whether each token closes a sentence that has `open_length` tokens before it; all of shape `(batch,)`."""
+        strength = self.closing_strength(token_ids)
+        length = open_length + 1
+        long_enough = (strength == 1) & (length >= self.config.min_clause_length)
+        return (strength == 2) | long_enough | (length >= self.config.max_sentence_length)
+
+    def layout(
+        self,
+        token_ids: torch.Tensor | None,
+        mask: torch.Tensor,
+        open_length: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+    ) -> SentenceLayout:
+        """
+        Args:
+            token_ids: `(batch, length)`; may be `None` if `sentence_ids` is given.
+            mask: `(batch, length)` bool, true where a token counts.
+            open_length: `(batch,)` tokens that each row's open sentence already has; by default none.
+            sentence_ids: `(batch, length)` explicit sentences: consecutive tokens with equal ids are one, cut at the
+                maximum length. The last one of a row stays open.
+        """
+        device = mask.device
+        batch_size, length = mask.shape
+        token_index = mask.flatten().nonzero().squeeze(1)
+        total = len(token_index)
+        token_row = token_index // length
+        row_length = mask.sum(1)
+        row_start = row_length.cumsum(0) - row_length
+        order = torch.arange(total, device=device)
+        token_rank = order - row_start[token_row]
+        # How many tokens the sentence has before this input, at each row's first token.
+        carried = torch.zeros(total, dtype=torch.long, device=device)
+        if open_length is not None:
+            carried = torch.where(token_rank == 0, open_length[token_row], carried)
+
+        if sentence_ids is None:
+            strength = self.closing_strength(token_ids.flatten()[token_index])
+            hard, soft = strength == 2, strength == 1
+        else:
+            ids = sentence_ids.flatten()[token_index]
+            hard = torch.zeros(total, dtype=torch.bool, device=device)
+            hard[:-1] = (ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])
+            soft = torch.zeros_like(hard)
+
+        starts = self._sentence_starts(hard, soft, carried, row_start + row_length - 1, token_row)
+        token_sentence = starts.cumsum(0) - 1
+        first = starts.nonzero().squeeze(1)  # (S,) each sentence's first token
+        token_offset = order - first[token_sentence] + carried[first][token_sentence]
+        is_last = torch.ones_like(starts)
+        is_last[:-1] = starts[1:]
+        size = token_offset + 1
+        may_close = hard | (soft & (size >= self.config.min_clause_length)) | (size >= self.config.max_sentence_length)
+        token_closes = is_last & may_close
+        sentence_row = token_row[first]
+        sentences_of_row = torch.zeros(batch_size, dtype=torch.long, device=device)
+        sentences_of_row.scatter_add_(0, sentence_row, torch.ones_like(sentence_row))
+        sentence_rank = torch.arange(len(first), device=device)
+        sentence_rank = sentence_rank - (sentences_of_row.cumsum(0) - sentences_of_row)[sentence_row]
+        return SentenceLayout(
+            token_index=token_index,
+            token_row=token_row,
+            token_rank=token_rank,
+            token_sentence=token_sentence,
+            token_offset=token_offset,
+            token_closes=token_closes,
+            sentence_row=sentence_row,
+            sentence_rank=sentence_rank,
+            sentence_closed=token_closes[is_last],
+            row_length=row_length,
+        )
+
+    def _sentence_starts(self, hard, soft, carried, row_end, token_row) -> torch.Tensor:
+        """Whether each of the `(N,)` tokens begins a sentence.
+
+        A sentence that begins at token s ends at the first token that may close it, so the starts are the orbit of
+        token 0 under "the token after the end of s". Doubling the step finds the whole orbit in log2(N) rounds.
+        """
+        total = len(hard)
+        order = torch.arange(total, device=hard.device)
+        next_hard = _next_true(hard)
+        next_soft = _next_true(soft)
+        earliest_clause = (order + (self.config.min_clause_length - 1 - carried).clamp(min=0)).clamp(max=total)
+        longest = order + (self.config.max_sentence_length - 1 - carried).clamp(min=0)
+        end = torch.minimum(torch.minimum(next_hard[:-1], next_soft[earliest_clause]), longest)
+        end = torch.minimum(end, row_end[token_row])
+        step = torch.cat([end + 1, end.new_tensor([total])])
+        reached = torch.zeros(total + 1, dtype=torch.bool, device=hard.device)
+        reached[0] = True
+        for _ in range(total.bit_length()):
+            reached[step[reached]] = True
+            step = step[step]
+        return reached[:-1]
+
+
+def _next_true(flags: torch.Tensor) -> torch.Tensor:
+    """For each position of `(N,)` flags, and for N: the first true position at or after it, or N."""
+    total = len(flags)
+    position = torch.arange(total + 1, device=flags.device)
+    position[:-1].masked_fill_(~flags, total)
+    return position.flip(0).cummin(0).values.flip(0)
+
+
+__all__ = ["SentenceLayout", "SentenceSegmenter", "boundary_tokens"]

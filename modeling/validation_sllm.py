@@ -1,0 +1,89 @@
+"""Refusing what cannot be right, before any work is lost: each error names what is wrong, its value and the remedy."""
+
+import functools
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+
+def value_errors(config_class):
+    """Makes a strict config class raise `ValueError` when it is built with a field that cannot be."""
+    build = config_class.__init__
+
+    @functools.wraps(build)
+    def __init__(self, *args, **kwargs):
+        try:
+            build(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+def check_config(config):
+    """Refuses fields that do not fit together, with a `ValueError` that names the field, its value and the remedy."""
+    if config.latent_size < 1:
+        raise ValueError(f"`latent_size` is {config.latent_size}: it must be at least 1.")
+    if config.pooling == "sum" and config.num_latents != 1:
+        raise ValueError(f'`num_latents` is {config.num_latents}: with `pooling="sum"` a sentence has 1 latent.')
+    if config.conditioning == "cross_attention" and not getattr(
+        config.sentence_decoder_config, "add_cross_attention", False
+    ):
+        raise ValueError(
+            f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
+            '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
+        )
+    for name in ("boundary_token_ids", "clause_token_ids"):
+        ids = getattr(config, name)
+        if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise ValueError(f"`{name}` has ids {min(ids)} to {max(ids)}: outside 0 to {config.vocab_size - 1}.")
+    longest = {
+        "sentence_encoder_config": config.max_sentence_length + config.num_latents,
+        "sentence_decoder_config": config.max_sentence_length + 1,
+    }
+    for name, needed in longest.items():
+        available = getattr(getattr(config, name), "max_position_embeddings", None)
+        if available is not None and available < needed:
+            raise ValueError(
+                f"`{name}.max_position_embeddings` is {available}: `max_sentence_length` "
+                f"{config.max_sentence_length} needs at least {needed}."
+            )
+
+
+def check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, vocab_size: int) -> torch.Tensor:
+    """Refuses what cannot be right.
+
+    Returns:
+        The mask `(batch, length)`, as bool.
+
+    Raises:
+        ValueError: Names the argument, what is wrong with it and the remedy.
+    """
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError("`input_ids` is None: pass it, or `inputs_embeds` with `sentence_ids`.")
+    if input_ids is None and sentence_ids is None:
+        raise ValueError(
+            "`inputs_embeds` came alone: embeddings do not show where sentences end. Pass `input_ids` or "
+            "`sentence_ids` with them."
+        )
+    shape = tuple(input_ids.shape) if input_ids is not None else tuple(inputs_embeds.shape[:2])
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"`input_ids` has shape {shape}: it must be (batch, length) with at least one token.")
+    device = (input_ids if input_ids is not None else inputs_embeds).device
+    if attention_mask is None:
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
+    elif tuple(attention_mask.shape) != shape:
+        raise ValueError(f"`attention_mask` has shape {tuple(attention_mask.shape)}: it must have {shape}.")
+    else:
+        mask = attention_mask.to(device=device, dtype=torch.bool)
+    if sentence_ids is not None and tuple(sentence_ids.shape) != shape:
+        raise ValueError(f"`sentence_ids` has shape {tuple(sentence_ids.shape)}: it must have {shape}.")
+    if input_ids is not None:
+        low, high = input_ids.aminmax()
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"`input_ids` has ids {int(low)} to {int(high)}: the vocabulary has 0 to {vocab_size - 1}. Is the "
+                "tokenizer this model's own?"
+            )
+    return mask

@@ -1,0 +1,32 @@
+"""What every test shares: no Hub, few threads, the shared data, and gpu tests that say why they are skipped."""
+
+import os
+from pathlib import Path
+
+# Read when huggingface_hub is imported, so it is set before anything imports it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Tiny models gain nothing from more threads, and lose much where another process has the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and models that lies beside the repository."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs ../shared (data and models beside the repository), which is absent")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False"))
