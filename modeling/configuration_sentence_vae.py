@@ -109,6 +109,15 @@ class SentenceVaeConfig(PreTrainedConfig):
         check_config(self)
 
     @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # transformers would only warn, and build a default model of several billion parameters.
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"`model_type` is {config_dict['model_type']!r}, not {cls.model_type!r}: see `from_backbone`."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_text_config(cls, text_config: PreTrainedConfig, encoder_layers=2, decoder_layers=None, **kwargs):
         """The config of a model whose encoder and decoder have the architecture of a language model.
 

@@ -25,7 +25,7 @@ from .packing_sllm import (
     stream_mask,
 )
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs
+from .validation_sllm import check_inputs, check_mask
 
 
 @dataclass
@@ -344,7 +344,8 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
 
     def encode(self, input_ids, attention_mask=None, sentence_ids=None) -> torch.Tensor:
         """The latents `(sentences, num_latents, latent_size)` of the sentences of a `(batch, length)` input."""
-        mask = check_inputs(input_ids, None, attention_mask, sentence_ids, self.config.vocab_size)
+        shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
+        mask = check_mask(attention_mask, shape, input_ids.device)
         layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
         embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
         return self.sentence_encoder(embeds, layout.token_sentence)[0]
@@ -383,7 +384,9 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
             labels: `(batch, length)`, the tokens to reconstruct, not shifted; -100 is left out.
             num_items_in_batch: What the loss is divided by, by default the number of labels.
         """
-        mask = check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, self.config.vocab_size)
+        shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
+        device = (input_ids if input_ids is not None else inputs_embeds).device
+        mask = check_mask(attention_mask, shape, device)
         layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
         table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
@@ -392,10 +395,10 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
 
         states, token_states = reconstruction_states(self.sentence_decoder, layout, embeds, latents)
         token_logits = self.lm_head(states)  # (N, vocab)
-        logits = scatter_tokens(token_logits, layout, mask.shape)
+        logits = scatter_tokens(token_logits, layout, shape)
         stop_logits = None
         if self.config.stop_head:
-            stop_logits = scatter_tokens(self.sentence_decoder.stop_head(token_states), layout, mask.shape).squeeze(-1)
+            stop_logits = scatter_tokens(self.sentence_decoder.stop_head(token_states), layout, shape).squeeze(-1)
 
         loss, losses = None, None
         if labels is not None:

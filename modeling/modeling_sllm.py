@@ -33,7 +33,7 @@ from .modeling_sentence_vae import (
 )
 from .packing_sllm import decoder_positions
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs
+from .validation_sllm import check_inputs, check_mask, check_positions
 
 
 @dataclass
@@ -119,7 +119,8 @@ class SllmModel(SllmPreTrainedModel):
             `(batch, sentences, num_latents, latent_size)`, zero where a row has fewer sentences, and the mask
             `(batch, sentences)` that is true where it has one.
         """
-        mask = check_inputs(input_ids, None, attention_mask, sentence_ids, self.config.vocab_size)
+        shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
+        mask = check_mask(attention_mask, shape, input_ids.device)
         layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
         embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
         latents, _ = self.sentence_encoder(embeds, layout.token_sentence)
@@ -176,6 +177,7 @@ class SllmModel(SllmPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         sentence_ids: torch.Tensor | None = None,
         past_key_values: SllmCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -186,22 +188,24 @@ class SllmModel(SllmPreTrainedModel):
         Args:
             input_ids: `(batch, length)`; those after the ones in the cache.
             attention_mask: `(batch, length)`, 0 for padding; what the cache holds may come before.
+            position_ids: `(batch, length)`; only checked, since positions follow from the mask.
             sentence_ids: `(batch, length)` explicit sentences, see `SentenceSegmenter.layout`; not with a cache.
             past_key_values: The cache.
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
                 then the ids only show where sentences end. Not with a cache.
             use_cache: Whether to fill a cache.
         """
+        shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
-        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        device = (input_ids if input_ids is not None else inputs_embeds).device
+        if cache is not None and attention_mask is not None:
+            attention_mask = cache.newest(attention_mask, shape[1])
+        mask = check_mask(attention_mask, shape, device)
+        check_positions(position_ids, mask)
+        length = shape[1]
         if cache is not None and cache.must_replay:
-            attention_mask = cache.token_mask.new_ones(input_ids.shape) if attention_mask is None else attention_mask
-            attention_mask = torch.cat([cache.token_mask, attention_mask[:, -length:].bool()], 1)
-            input_ids = torch.cat([cache.token_ids, input_ids], 1)
+            input_ids, mask = torch.cat([cache.token_ids, input_ids], 1), torch.cat([cache.token_mask, mask], 1)
             cache.reset()
-        elif cache is not None and attention_mask is not None:
-            attention_mask = cache.newest(attention_mask, length)
-        mask = check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, self.config.vocab_size)
 
         past = None if cache is None or cache.is_empty else cache.past
         open_length = None if past is None else cache.open_length
@@ -396,6 +400,7 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         sentence_ids: torch.Tensor | None = None,
         past_key_values: SllmCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -417,7 +422,9 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             raise ValueError(
                 f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
             )
-        outputs = self.model(input_ids, attention_mask, sentence_ids, past_key_values, inputs_embeds, use_cache)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, sentence_ids, past_key_values, inputs_embeds, use_cache
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.compute_logits(outputs.last_hidden_state[:, kept])
         stop_logits = None

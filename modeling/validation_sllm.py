@@ -51,11 +51,11 @@ def check_config(config):
             )
 
 
-def check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, vocab_size: int) -> torch.Tensor:
-    """Refuses what cannot be right.
+def check_inputs(input_ids, inputs_embeds, sentence_ids, vocab_size: int) -> tuple[int, int]:
+    """Refuses ids, embeddings and explicit sentences that do not fit together.
 
     Returns:
-        The mask `(batch, length)`, as bool.
+        The shape `(batch, length)` of the input.
 
     Raises:
         ValueError: Names the argument, what is wrong with it and the remedy.
@@ -70,13 +70,6 @@ def check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, vocab_s
     shape = tuple(input_ids.shape) if input_ids is not None else tuple(inputs_embeds.shape[:2])
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"`input_ids` has shape {shape}: it must be (batch, length) with at least one token.")
-    device = (input_ids if input_ids is not None else inputs_embeds).device
-    if attention_mask is None:
-        mask = torch.ones(shape, dtype=torch.bool, device=device)
-    elif tuple(attention_mask.shape) != shape:
-        raise ValueError(f"`attention_mask` has shape {tuple(attention_mask.shape)}: it must have {shape}.")
-    else:
-        mask = attention_mask.to(device=device, dtype=torch.bool)
     if sentence_ids is not None and tuple(sentence_ids.shape) != shape:
         raise ValueError(f"`sentence_ids` has shape {tuple(sentence_ids.shape)}: it must have {shape}.")
     if input_ids is not None:
@@ -86,4 +79,25 @@ def check_inputs(input_ids, inputs_embeds, attention_mask, sentence_ids, vocab_s
                 f"`input_ids` has ids {int(low)} to {int(high)}: the vocabulary has 0 to {vocab_size - 1}. Is the "
                 "tokenizer this model's own?"
             )
-    return mask
+    return shape
+
+
+def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """The attention mask as bool; all true where there is none. Refuses one of another shape."""
+    if attention_mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    if tuple(attention_mask.shape) != shape:
+        raise ValueError(f"`attention_mask` has shape {tuple(attention_mask.shape)}: it must have {shape}.")
+    return attention_mask.to(device=device, dtype=torch.bool)
+
+
+def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor):
+    """Refuses several texts packed into one row, which positions that start again would mean."""
+    if position_ids is None or mask.shape[1] < 2:
+        return
+    restarts = (position_ids.expand_as(mask).diff() != 1) & mask[:, 1:] & mask[:, :-1]
+    if restarts.any():
+        raise ValueError(
+            "`position_ids` do not count up by one within a row: several texts in one row would be read as one. Give "
+            "each text a row of its own; padding costs little here."
+        )

@@ -1,0 +1,103 @@
+"""Attention: each part's implementation is set as for any model, and the flash arguments say what the masks say."""
+
+import pytest
+import torch
+from models import option_model, random_ids, tiny_sllm
+
+from hf_sllm.modeling.packing_sllm import Stream, flash_attention_kwargs, padded_batches, visible
+
+
+def stream_of(row, sentence) -> Stream:
+    row, sentence = torch.tensor(row), torch.tensor(sentence)
+    return Stream(row, sentence, torch.arange(len(row)), torch.zeros_like(row))
+
+
+def test_flash_arguments_bound_each_sentence():
+    stream = stream_of([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 2])
+    arguments = flash_attention_kwargs(stream)
+    assert arguments["cu_seq_lens_q"].tolist() == arguments["cu_seq_lens_k"].tolist() == [0, 3, 5, 7, 8]
+    assert arguments["cu_seq_lens_q"].dtype == torch.int32
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_arguments_allow_what_the_mask_rule_allows(causal):
+    stream = stream_of([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 2])
+    bounds = flash_attention_kwargs(stream)["cu_seq_lens_q"].tolist()
+    allowed = torch.zeros(8, 8, dtype=torch.bool)
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        block = torch.ones(end - start, end - start, dtype=torch.bool)
+        allowed[start:end, start:end] = block.tril() if causal else block
+    queries, keys = stream.map(lambda values: values[:, None]), stream.map(lambda values: values[None])
+    assert torch.equal(visible(queries, keys, causal, 0), allowed)
+
+
+def test_the_flash_call_gets_these_arguments_and_no_mask(monkeypatch):
+    """What a GPU would be asked, without one: encoder bidirectional, decoder causal, each in one packed row."""
+    model, token_ids, calls = option_model("sentence_alone"), random_ids(2, 30), {}
+    for name in ("sentence_encoder", "sentence_decoder"):
+        inner = getattr(model.model, name).model
+        monkeypatch.setattr(inner.config, "_attn_implementation_internal", "flash_attention_2")
+
+        def record(name=name, **kwargs):
+            calls[name] = kwargs
+            states = kwargs["inputs_embeds"]
+            return type("Output", (), {"last_hidden_state": states})
+
+        monkeypatch.setattr(inner, "forward", record)
+    model(token_ids)
+    for name, causal in (("sentence_encoder", False), ("sentence_decoder", True)):
+        call = calls[name]
+        assert call["inputs_embeds"].shape[0] == 1 and "attention_mask" not in call
+        assert call["is_causal"] is causal and call["use_cache"] is False
+        assert call["cu_seq_lens_q"][-1] == call["inputs_embeds"].shape[1] == call["position_ids"].shape[1]
+    config, layout = model.config, model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
+    closed = torch.bincount(layout.token_sentence)[layout.sentence_closed]
+    assert calls["sentence_encoder"]["cu_seq_lens_q"].diff().tolist() == (closed + config.num_latents).tolist()
+
+
+def test_padded_batches_hold_each_position_once_and_waste_less_than_half():
+    lengths = torch.tensor([5, 1, 64, 33, 9, 8, 17, 3])
+    batches = padded_batches(lengths)
+    held = torch.cat([batch.flatten() for batch in batches])
+    assert held[held >= 0].sort().values.tolist() == list(range(int(lengths.sum())))
+    for batch in batches:
+        assert (batch >= 0).float().mean() > 0.5 or batch.shape[1] <= 4
+
+
+@pytest.mark.parametrize("part", ["text_config", "sentence_encoder_config", "sentence_decoder_config"])
+def test_each_part_has_its_own_implementation(part):
+    model, token_ids = tiny_sllm(), random_ids(2, 30)
+    expected = model(token_ids).logits
+    model.set_attn_implementation({part: "eager"})
+    parts = ("text_config", "sentence_encoder_config", "sentence_decoder_config")
+    set_to = {name: getattr(model.config, name)._attn_implementation for name in parts}
+    assert set_to == {name: "eager" if name == part else "sdpa" for name in parts}
+    modules = (model.model.language_model, model.model.sentence_encoder.model, model.model.sentence_decoder.model)
+    assert [module.config._attn_implementation for module in modules] == list(set_to.values())
+    torch.testing.assert_close(model(token_ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_an_implementation_set_for_the_whole_reaches_every_part(implementation):
+    model = tiny_sllm()
+    model.set_attn_implementation(implementation)
+    layers = [module for module in model.modules() if type(module).__name__ == "LlamaAttention"]
+    assert len(layers) == 3 + 2 + 2
+    assert {layer.config._attn_implementation for layer in layers} == {implementation}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", ["default", "sentence_alone", "paper"])
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
+@torch.no_grad()
+def test_on_a_gpu_every_implementation_gives_the_logits_of_sdpa(implementation, option):
+    if implementation == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    model = option_model(option).to("cuda", torch.bfloat16)
+    token_ids = random_ids(3, 40).to("cuda")
+    expected = model(token_ids).logits
+    model.set_attn_implementation(implementation)
+    torch.testing.assert_close(model(token_ids).logits, expected, rtol=0.05, atol=0.05)
+    cached = model(token_ids, use_cache=True)
+    torch.testing.assert_close(cached.logits, expected, rtol=0.05, atol=0.05)

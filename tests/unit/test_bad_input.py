@@ -1,0 +1,120 @@
+"""Bad input: a clear error, or what is right."""
+
+import math
+
+import pytest
+import torch
+from models import BOUNDARIES, random_ids, tiny_backbone, tiny_sllm
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import DynamicCache, PreTrainedTokenizerFast
+
+from hf_sllm.modeling import SllmForCausalLM, boundary_tokens
+
+
+def tokenizer_without_boundaries() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1})))
+
+
+def of_another_model(folder) -> None:
+    tiny_backbone().save_pretrained(folder)
+    SllmForCausalLM.from_pretrained(folder)
+
+
+IDS, MASK = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+CASES = {
+    "no ids": (lambda model, _: model(), "`input_ids` is None"),
+    "empty batch": (lambda model, _: model(IDS[:0]), r"\(0, 12\)"),
+    "empty rows": (lambda model, _: model(IDS[:, :0]), r"\(2, 0\)"),
+    "ids of one dimension": (lambda model, _: model(IDS[0]), r"\(12,\)"),
+    "id too large": (lambda model, _: model(IDS + 61), "vocabulary has 0 to 60"),
+    "id below zero": (lambda model, _: model(IDS - 61), "vocabulary has 0 to 60"),
+    "mask too short": (lambda model, _: model(IDS, MASK[:, :5]), "`attention_mask` has shape"),
+    "mask of four dimensions": (lambda model, _: model(IDS, MASK[:, None, None]), "`attention_mask` has shape"),
+    "sentence ids too short": (lambda model, _: model(IDS, sentence_ids=MASK[:, :5]), "`sentence_ids` has shape"),
+    "embeddings alone": (lambda model, _: model(inputs_embeds=torch.zeros(2, 12, 32)), "`inputs_embeds` came alone"),
+    "embeddings to go on from": (
+        lambda model, _: model.generate(inputs_embeds=torch.zeros(2, 12, 32)),
+        "`inputs_embeds` cannot be continued",
+    ),
+    "sentence ids and a cache": (
+        lambda model, _: model(IDS, sentence_ids=MASK, use_cache=True),
+        "`sentence_ids` cannot be cached",
+    ),
+    "texts packed in one row": (
+        lambda model, _: model(IDS, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5] * 2] * 2)),
+        "`position_ids`",
+    ),
+    "another model's cache": (
+        lambda model, _: model(IDS, past_key_values=DynamicCache(), use_cache=True),
+        "is a DynamicCache",
+    ),
+    "labels for some logits": (lambda model, _: model(IDS, labels=IDS, logits_to_keep=3), "`logits_to_keep` is 3"),
+    "no sentences": (lambda model, _: model.generate(IDS, max_sentences=0), "`max_sentences` is 0"),
+    "sentences in beams": (
+        lambda model, _: model.generate(IDS, max_sentences=2, num_beams=2),
+        "`max_sentences` came with beam_search",
+    ),
+    "sentences without a cache": (
+        lambda model, _: model.generate(IDS, max_sentences=2, use_cache=False),
+        "`use_cache` is False",
+    ),
+    "a positive crop": (
+        lambda model, _: model(IDS, use_cache=True).past_key_values.crop(3),
+        "`tokens_to_remove` is 3",
+    ),
+    "no boundary in the tokenizer": (
+        lambda *_: boundary_tokens(tokenizer_without_boundaries()),
+        "pass `boundary_token_ids`",
+    ),
+    "no such unit": (lambda *_: boundary_tokens(tokenizer_without_boundaries(), unit="word"), "`unit` is 'word'"),
+    "no latent": (
+        lambda *_: SllmForCausalLM.from_backbone(tiny_backbone(), boundary_token_ids=BOUNDARIES, num_latents=0),
+        "num_latents",
+    ),
+    "a checkpoint of another model": (lambda _, folder: of_another_model(folder), "llama"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_is_refused_and_the_error_names_it(name, tmp_path):
+    attempt, says = CASES[name]
+    with pytest.raises(ValueError, match=says):
+        attempt(tiny_sllm(), tmp_path)
+
+
+@torch.no_grad()
+def test_a_row_of_padding_has_no_effect_on_the_others():
+    model, token_ids = tiny_sllm(), random_ids(3, 12)
+    mask = torch.ones_like(token_ids)
+    mask[1] = 0
+    logits = model(token_ids, mask).logits
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[[0, 2]], model(token_ids[[0, 2]]).logits, rtol=1e-5, atol=1e-5)
+    labels = token_ids.masked_fill(mask == 0, -100)
+    assert model(token_ids, mask, labels=labels).loss.isfinite()
+    assert model(token_ids[1:2], mask[1:2], labels=labels[1:2]).loss == 0
+    assert model.generate(token_ids, attention_mask=mask, max_new_tokens=5).shape == (3, 17)
+
+
+@torch.no_grad()
+def test_a_prompt_of_boundaries_only_goes_on():
+    model, prompt = tiny_sllm(), torch.tensor([BOUNDARIES])
+    logits = model(prompt).logits
+    assert logits.isfinite().all()
+    written = model.generate(prompt, max_new_tokens=10, do_sample=False, max_sentences=math.inf)
+    assert torch.equal(written, model.generate(prompt, max_new_tokens=10, do_sample=False))
+
+
+@torch.no_grad()
+def test_a_sentence_longer_than_the_maximum_is_cut_there():
+    model = tiny_sllm()
+    token_ids = torch.full((1, 30), 20)
+    latents, _ = model.encode_sentences(token_ids)
+    assert latents.shape[1] == math.ceil(30 / model.config.max_sentence_length)
+    assert model(token_ids).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_text_of_one_token_has_logits():
+    assert tiny_sllm()(torch.tensor([[1]])).logits.isfinite().all()

@@ -1,0 +1,212 @@
+"""Generation: every way of writing gives the text that the logits say."""
+
+import math
+
+import pytest
+import torch
+from models import BACKBONES, option_model, padded, random_ids, tiny_backbone, tiny_sllm
+from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
+from transformers.generation.streamers import BaseStreamer
+
+GREEDY = {"do_sample": False, "max_new_tokens": 40}
+OPTIONS = ["default", "sentence_alone", "short_context", "clauses", "paper"]
+
+
+def greedy_by_hand(model, token_ids, steps: int) -> torch.Tensor:
+    """Without a cache: the whole text again for each token."""
+    for _ in range(steps):
+        with torch.no_grad():
+            token = model(token_ids).logits[:, -1].argmax(-1)
+        token_ids = torch.cat([token_ids, token[:, None]], 1)
+        if (token == model.config.eos_token_id).all():
+            break
+    return token_ids
+
+
+@pytest.mark.parametrize("max_sentences", [None, math.inf])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_both_loops_write_what_the_uncached_model_says(option, max_sentences):
+    model, prompt = option_model(option), random_ids(1, 12)
+    written = model.generate(prompt, max_sentences=max_sentences, **GREEDY)
+    assert torch.equal(written, greedy_by_hand(model, prompt, 40))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_sentence_loop_equals_the_token_loop_in_a_batch_and_each_row_alone(option, side):
+    """Rows close their sentences at different times; one prompt ends in the middle of a sentence, one at its end."""
+    model = option_model(option)
+    rows = [random_ids(1, length, seed=length)[0] for length in (17, 4, 11)]
+    rows[1][-1] = model.config.boundary_token_ids[0]
+    prompt, mask = padded(rows, side)
+    by_token = model.generate(prompt, attention_mask=mask, **GREEDY)
+    by_sentence = model.generate(prompt, attention_mask=mask, max_sentences=math.inf, **GREEDY)
+    assert torch.equal(by_token, by_sentence)
+    for row, together in zip(rows, by_token, strict=True):
+        alone = model.generate(row[None], **GREEDY)[0, len(row) :]
+        assert torch.equal(together[prompt.shape[1] :][: len(alone)], alone)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_any_backbone_writes(backbone):
+    model, prompt = tiny_sllm(backbone), random_ids(1, 12)
+    written = model.generate(prompt, max_sentences=math.inf, **GREEDY)
+    assert torch.equal(written, greedy_by_hand(model, prompt, 40))
+
+
+def closed_sentences(model, token_ids) -> list[bool]:
+    return model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool()).token_closes.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_max_sentences_ends_with_the_last_sentence(count):
+    model, prompt = tiny_sllm(seed=3), random_ids(1, 12)
+    prompt[0, -1] = 20  # the prompt leaves a sentence open: it is the first
+    written = model.generate(prompt, max_sentences=count, do_sample=True, max_new_tokens=200)
+    closes = closed_sentences(model, written)
+    assert closes[-1] and sum(closes[12:]) == count
+
+
+class Recorder(BaseStreamer):
+    def __init__(self):
+        self.pieces, self.ended = [], False
+
+    def put(self, value):
+        self.pieces.append(value.flatten().tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_receives_whole_sentences_that_make_up_the_text():
+    model, prompt, recorder = tiny_sllm(), random_ids(1, 12), Recorder()
+    written = model.generate(prompt, max_sentences=4, streamer=recorder, **GREEDY)
+    assert recorder.ended and sum(recorder.pieces, []) == written[0].tolist()
+    closes, position = closed_sentences(model, written), 0
+    for piece in recorder.pieces[1:]:
+        position = position or len(recorder.pieces[0])
+        position += len(piece)
+        assert closes[position - 1] and sum(closes[position - len(piece) : position]) == 1
+
+
+def test_the_token_loop_streams_too(capsys):
+    class Characters:
+        def decode(self, token_ids, **kwargs):
+            return "".join(chr(97 + int(token) % 26) for token in token_ids)
+
+    model, prompt = tiny_sllm(), random_ids(1, 5)
+    written = model.generate(prompt, streamer=TextStreamer(Characters()), **GREEDY)
+    assert capsys.readouterr().out.strip() == Characters().decode(written[0])
+
+
+@pytest.mark.parametrize("max_sentences", [None, math.inf])
+def test_sampling_is_repeatable_and_follows_its_options(max_sentences):
+    model, prompt = tiny_sllm(), random_ids(2, 9)
+    options = {"do_sample": True, "max_new_tokens": 20, "top_k": 5, "top_p": 0.9, "temperature": 0.8}
+    texts = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        texts.append(model.generate(prompt, max_sentences=max_sentences, **options))
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
+
+
+class Forbid(LogitsProcessor):
+    """Also shows that each row is judged by its own ids: it forbids what the row's last token plus one is."""
+
+    def __call__(self, input_ids, scores):
+        return scores.scatter(1, (input_ids[:, -1:] + 1).clamp(max=scores.shape[1] - 1), -torch.inf)
+
+
+class StopAfter(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return (input_ids[:, -1] % 11 == 4) & (input_ids.shape[1] > 20)
+
+
+def test_processors_and_criteria_see_the_same_in_both_loops():
+    model = tiny_sllm()
+    prompt, mask = padded([random_ids(1, length, seed=length)[0] for length in (17, 4, 11)], "left")
+    options = {
+        **GREEDY,
+        "attention_mask": mask,
+        "logits_processor": [Forbid()],
+        "stopping_criteria": [StopAfter()],
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "min_new_tokens": 5,
+        "bad_words_ids": [[30], [31, 32]],
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+    }
+    by_token = model.generate(prompt, **options)
+    by_sentence = model.generate(prompt, max_sentences=math.inf, **options)
+    assert torch.equal(by_token.sequences, by_sentence.sequences)
+    written = by_token.sequences[:, prompt.shape[1] :] != 0
+    assert len(by_token.scores) == len(by_sentence.scores)
+    for name in ("scores", "logits"):
+        for step, (one, other) in enumerate(zip(by_token[name], by_sentence[name], strict=True)):
+            torch.testing.assert_close(one[written[:, step]], other[written[:, step]], rtol=1e-5, atol=1e-5)
+
+
+def test_beam_search_finds_what_an_exhaustive_search_finds():
+    """With as many beams as tokens, two steps of beam search are exhaustive."""
+    model, prompt = tiny_sllm(), random_ids(1, 8)
+    vocab_size = model.config.vocab_size
+    found = model.generate(
+        prompt, num_beams=vocab_size, max_new_tokens=2, min_new_tokens=2, do_sample=False, length_penalty=0.0
+    )
+    with torch.no_grad():
+        first = model(prompt).logits[0, -1].log_softmax(-1)
+        extended = torch.cat([prompt.expand(vocab_size, -1), torch.arange(vocab_size)[:, None]], 1)
+        total = first[:, None] + model(extended).logits[:, -1].log_softmax(-1)
+    total[model.config.eos_token_id], total[:, model.config.eos_token_id] = -torch.inf, -torch.inf
+    assert found[0, -2:].tolist() == list(divmod(total.argmax().item(), vocab_size))
+
+
+def test_beam_search_with_the_cache_equals_beam_search_without():
+    model = tiny_sllm()
+    prompt, mask = padded([random_ids(1, length, seed=length)[0] for length in (17, 4)], "left")
+    options = {"attention_mask": mask, "num_beams": 3, "max_new_tokens": 25, "do_sample": False}
+    assert torch.equal(model.generate(prompt, **options), model.generate(prompt, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("option", ["default", "sentence_alone", "paper"])
+def test_prompt_lookup_changes_nothing(option):
+    """Drafts are cut back by `crop`, across sentences too."""
+    model = option_model(option)
+    prompt = random_ids(1, 12).repeat(1, 3)
+    plain = model.generate(prompt, **GREEDY)
+    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=9, **GREEDY), plain)
+
+
+def test_an_sllm_drafts_for_its_own_backbone():
+    backbone = tiny_backbone()
+    prompt = random_ids(1, 12)
+    plain = backbone.generate(prompt, **GREEDY)
+    sllm = tiny_sllm()
+    assert torch.equal(backbone.generate(prompt, assistant_model=sllm, **GREEDY), plain)
+
+
+def test_a_backbone_drafts_for_its_sllm():
+    model, prompt = tiny_sllm(), random_ids(1, 12)
+    plain = model.generate(prompt, **GREEDY)
+    assert torch.equal(model.generate(prompt, assistant_model=tiny_backbone(), **GREEDY), plain)
+
+
+def test_a_text_goes_on_from_its_cache():
+    model, prompt = tiny_sllm(), random_ids(1, 12)
+    whole = model.generate(prompt, **GREEDY)
+    half = model.generate(prompt, do_sample=False, max_new_tokens=20, return_dict_in_generate=True)
+    rest = model.generate(half.sequences, past_key_values=half.past_key_values, do_sample=False, max_new_tokens=20)
+    assert torch.equal(rest, whole)
+
+
+def test_a_prompt_may_be_read_in_chunks():
+    model, prompt = tiny_sllm(), random_ids(2, 33)
+    assert torch.equal(model.generate(prompt, prefill_chunk_size=7, **GREEDY), model.generate(prompt, **GREEDY))
+
+
+def test_several_texts_for_one_prompt():
+    model, prompt = tiny_sllm(), random_ids(1, 9)
+    texts = model.generate(prompt, do_sample=True, num_return_sequences=4, max_new_tokens=12, max_sentences=math.inf)
+    assert len({tuple(text.tolist()) for text in texts}) > 1 and (texts[:, :9] == prompt).all()
