@@ -94,7 +94,7 @@ class SentenceEncoder(nn.Module):
             query_slot = (first + lengths)[:, None] + torch.arange(num_queries, device=sentence.device)
             inputs_embeds = token_embeds.new_zeros(len(index), token_embeds.shape[-1])
             inputs_embeds = inputs_embeds.index_copy(0, token_slot, token_embeds)
-            queries = self.latent_queries.weight.to(token_embeds.dtype).repeat(len(lengths), 1)
+            queries = all_rows(self.latent_queries, sentence.device).to(token_embeds.dtype).repeat(len(lengths), 1)
             inputs_embeds = inputs_embeds.index_copy(0, query_slot.flatten(), queries)
         states = run_stream(self.model, inputs_embeds, stream, causal=False, packed=self.packed)
 
@@ -164,7 +164,7 @@ class SentenceDecoder(nn.Module):
         if self.config.conditioning == "cross_attention":
             begins = positions.prefix_slot[:, 0].repeat_interleave(latents.shape[1])
             memory = (prefix.flatten(0, 1), positions.stream.map(lambda values: values[begins]))
-            prefix = self.sentence_start.weight.to(token_embeds.dtype).expand(len(latents), -1, -1)
+            prefix = all_rows(self.sentence_start, latents.device).to(token_embeds.dtype).expand(len(latents), -1, -1)
         embeds = token_embeds.new_zeros(len(positions.stream.row), token_embeds.shape[-1])
         embeds = embeds.index_copy(0, positions.token_slot, token_embeds)
         return embeds.index_copy(0, positions.prefix_slot.flatten(), prefix.flatten(0, 1)), memory
@@ -206,7 +206,7 @@ class SentenceDecoder(nn.Module):
         kwargs = {}
         if self.config.conditioning == "cross_attention":
             kwargs["encoder_hidden_states"] = prefix
-            prefix = self.sentence_start.weight.expand(len(latents), -1, -1)
+            prefix = all_rows(self.sentence_start, latents.device).expand(len(latents), -1, -1)
         past_key_values = DynamicCache()
         inputs_embeds, position = prefix, prefix.new_zeros(prefix.shape[:2], dtype=torch.long)
         length = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
@@ -233,6 +233,11 @@ class SentenceDecoder(nn.Module):
                 position = torch.full_like(position[:, :1], len(written))
         token_ids = torch.stack(written, 1)
         return [row[:size] for row, size in zip(token_ids, length.tolist(), strict=True)]
+
+
+def all_rows(table: nn.Embedding, device: torch.device) -> torch.Tensor:
+    """The vectors of a table, by its forward pass, which is where accelerate brings in weights that lie elsewhere."""
+    return table(torch.arange(table.num_embeddings, device=device))
 
 
 def project(inputs: int | None, outputs: int) -> nn.Module:

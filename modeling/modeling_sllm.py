@@ -23,6 +23,7 @@ from .modeling_sentence_vae import (
     SentenceDecoder,
     SentenceEncoder,
     SentenceVaePreTrainedModel,
+    all_rows,
     kl_divergence,
     reconstruction_states,
     sample_latents,
@@ -64,6 +65,7 @@ class SllmOutput(ModelOutput):
         losses: The named terms of the loss, unweighted.
         logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t + 1 given tokens 0 to t.
         past_key_values: The cache.
+        hidden_states: One state, `(batch, length, width)`, from which the LM head makes the logits.
         stop_logits: `(batch, length)`, with `stop_head`: whether token t closes its sentence.
     """
 
@@ -71,6 +73,7 @@ class SllmOutput(ModelOutput):
     losses: dict[str, torch.Tensor] | None = None
     logits: torch.Tensor | None = None
     past_key_values: SllmCache | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
     stop_logits: torch.Tensor | None = None
 
 
@@ -153,7 +156,7 @@ class SllmModel(SllmPreTrainedModel):
             sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         states = latents.flatten(2)
         if begins:
-            start = self.start_latents.weight.to(states.dtype)[None].expand(batch_size, -1, -1)
+            start = all_rows(self.start_latents, states.device).to(states)[None].expand(batch_size, -1, -1)
             states = torch.cat([start, states], 1)
             sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
         position_ids = sentence_mask.long().cumsum(1) - 1
@@ -408,6 +411,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SllmOutput:
         """
@@ -415,9 +420,15 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
             logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
             num_items_in_batch: What the loss is divided by, by default the number of labels scored.
+            output_attentions: Refused if true: no attention is between tokens of the whole text.
+            output_hidden_states: Whether to return the states at the tokens, see `SllmOutput`.
 
         The rest is as in `SllmModel.forward`.
         """
+        if output_attentions:
+            raise ValueError(
+                "`output_attentions` is true: attention is within sentences and between them. Hook the parts."
+            )
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError(
                 f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
@@ -446,6 +457,7 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             losses=losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
+            hidden_states=(outputs.last_hidden_state,) if output_hidden_states else None,
             stop_logits=stop_logits,
         )
         return output if return_dict is not False else output.to_tuple()
