@@ -7,7 +7,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .modeling import SentenceVaeConfig, SentenceVaeModel, SllmCache, SllmConfig, SllmForCausalLM, SllmModel
 
-
 __version__ = "0.1.0"
 
 AutoConfig.register("sentence_vae", SentenceVaeConfig, exist_ok=True)

@@ -6,8 +6,10 @@ entries than another gets holes, which the masks hide. From its tokens the cache
 back on when it goes further back than the decoder's cache reaches.
 """
 
+from collections.abc import Callable
+
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from .packing_sllm import Stream
@@ -20,7 +22,7 @@ class SllmCache(Cache):
         language_model (`Cache`, *optional*): The backbone's cache, by default a `DynamicCache`.
     """
 
-    def __init__(self, config, language_model: Cache | None = None):
+    def __init__(self, config: PreTrainedConfig, language_model: Cache | None = None):
         super().__init__(layers=[])
         self.config = config
         self.language_model = DynamicCache(config=config.text_config) if language_model is None else language_model
@@ -28,18 +30,25 @@ class SllmCache(Cache):
         self.must_replay = False
         self._forget()
 
-    def _forget(self):
-        self.token_ids = None  # (batch, length) what was seen, padding included
-        self.token_mask = None  # (batch, length) bool
-        self.token_closes = None  # (batch, length) bool
-        self.open_ids = None  # (batch, longest open sentence) the open sentences, left-aligned
-        self.open_length = None  # (batch,)
-        self.num_tokens = None  # (batch,) without padding
-        self.num_sentences = None  # (batch,) closed ones
-        self.entry_sentence = None  # (batch, entries of the backbone's cache) 0 start, j closed sentence j, -1 hole
-        self.slots = None  # Stream of (batch, entries of the decoder's cache); index -1 is a hole
-        self.open_latents = None  # (batch, num_latents, width) what the open sentence cross-attends to
-        self.slots_wanted = 0  # trim the decoder's cache when it has twice as many slots
+    # The state; None while the cache is empty.
+    token_ids: torch.Tensor  # (batch, length) what was seen, padding included
+    token_mask: torch.Tensor  # (batch, length) bool
+    token_closes: torch.Tensor  # (batch, length) bool
+    open_ids: torch.Tensor  # (batch, longest open sentence) the open sentences, left-aligned
+    open_length: torch.Tensor  # (batch,)
+    num_tokens: torch.Tensor  # (batch,) without padding
+    num_sentences: torch.Tensor  # (batch,) closed ones
+    entry_sentence: torch.Tensor  # (batch, entries of the backbone's cache) 0 start, j closed sentence j, -1 hole
+    slots: Stream  # of (batch, entries of the decoder's cache); index -1 is a hole
+    open_latents: torch.Tensor  # (batch, num_latents, width) what the open sentence cross-attends to
+    slots_wanted: int  # the decoder's cache is trimmed when it has twice as many slots
+
+    def _forget(self) -> None:
+        self.token_ids = self.token_mask = self.token_closes = None
+        self.open_ids = self.open_length = None
+        self.num_tokens = self.num_sentences = None
+        self.entry_sentence = self.slots = self.open_latents = None
+        self.slots_wanted = 0
 
     @property
     def is_empty(self) -> bool:
@@ -104,7 +113,7 @@ class SllmCache(Cache):
         pairs = zip(vars(old).values(), vars(stream).values(), strict=True)
         return torch.cat([before.flatten(0, 1), states]), Stream(*(torch.cat(pair) for pair in pairs))
 
-    def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor):
+    def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
         grown = (token_ids, mask, closes)
         if not self.is_empty:
@@ -121,12 +130,12 @@ class SllmCache(Cache):
         self._count()
         self._trim()
 
-    def _set_open(self, token_ids, is_open):
+    def _set_open(self, token_ids: torch.Tensor, is_open: torch.Tensor) -> None:
         self.open_length = is_open.sum(1)
         order = is_open.long().sort(dim=1, descending=True, stable=True).indices[:, : int(self.open_length.max())]
         self.open_ids = token_ids.gather(1, order)
 
-    def _count(self):
+    def _count(self) -> None:
         self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
 
     def _first_needed(self) -> torch.Tensor:
@@ -134,7 +143,7 @@ class SllmCache(Cache):
         sentence = self.num_positions - self.open_length - self.config.prefix_length
         return torch.minimum(sentence, self.num_positions - self.config.decoder_context_length).clamp(min=0)
 
-    def _trim(self):
+    def _trim(self) -> None:
         """Drops decoder slots that no row needs, but for some that `crop` may want back."""
         if self.slots.index.shape[1] < 2 * max(self.slots_wanted, self.config.max_sentence_length):
             return
@@ -142,7 +151,7 @@ class SllmCache(Cache):
         self._keep_slots(needed & (self.slots.index >= 0))
         self.slots_wanted = self.slots.index.shape[1]
 
-    def _keep_slots(self, needed: torch.Tensor):
+    def _keep_slots(self, needed: torch.Tensor) -> None:
         """Makes the other slots holes, and drops those that are holes in every row."""
         keep = needed.any(0).nonzero().squeeze(1)
         self.slots.index = self.slots.index.masked_fill(~needed, -1)
@@ -174,16 +183,16 @@ class SllmCache(Cache):
     def is_initialized(self) -> bool:
         return not self.is_empty
 
-    def activate_past_recording(self):
+    def activate_past_recording(self) -> None:
         self.language_model.activate_past_recording()
 
-    def reset(self):
+    def reset(self) -> None:
         self.language_model.reset()
         self.decoder = DynamicCache()
         self.must_replay = False
         self._forget()
 
-    def crop(self, tokens_to_remove: int):
+    def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last tokens, `-tokens_to_remove` of them.
 
         Raises:
@@ -216,16 +225,16 @@ class SllmCache(Cache):
         lost_latents = crosses_sentence and self.open_latents is not None
         self.must_replay = lost_latents or bool((present < self.num_positions - first).any())
 
-    def reorder_cache(self, beam_idx: torch.LongTensor):
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._map_rows(lambda values: values.index_select(0, beam_idx.to(values.device)), "reorder_cache", beam_idx)
 
-    def batch_select_indices(self, indices: torch.Tensor):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._map_rows(lambda values: values[indices], "batch_select_indices", indices)
 
-    def batch_repeat_interleave(self, repeats: int):
+    def batch_repeat_interleave(self, repeats: int) -> None:
         self._map_rows(lambda values: values.repeat_interleave(repeats, 0), "batch_repeat_interleave", repeats)
 
-    def _map_rows(self, function, method: str, argument):
+    def _map_rows(self, function: Callable, method: str, argument: torch.Tensor | int) -> None:
         getattr(self.language_model, method)(argument)
         getattr(self.decoder, method)(argument)
         for name, value in vars(self).items():

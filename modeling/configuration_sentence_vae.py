@@ -97,7 +97,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         return self.token_config.vocab_size
 
     @vocab_size.setter
-    def vocab_size(self, value: int):
+    def vocab_size(self, value: int) -> None:
         self.token_config.vocab_size = value
 
     @property
@@ -109,7 +109,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         check_config(self)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict, **kwargs):
         # transformers would only warn, and build a default model of several billion parameters.
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(
@@ -118,7 +118,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def from_text_config(cls, text_config: PreTrainedConfig, encoder_layers=2, decoder_layers=None, **kwargs):
+    def from_text_config(cls, text_config, encoder_layers=2, decoder_layers=None, **kwargs):
         """The config of a model whose encoder and decoder have the architecture of a language model.
 
         Args:
@@ -141,7 +141,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         return cls(**{**fields, **kwargs})
 
     @classmethod
-    def paper(cls, text_config: PreTrainedConfig, encoder_layers=1, decoder_layers=1, **kwargs):
+    def paper(cls, text_config, encoder_layers=1, decoder_layers=1, **kwargs):
         """The paper's architecture, see `paper_fields`; 1 to 4 layers on each side."""
         fields = {**paper_fields(text_config, decoder_layers, kwargs.get("max_sentence_length", 64)), **kwargs}
         return cls.from_text_config(text_config, encoder_layers, **fields)

@@ -5,6 +5,7 @@ the backbone runs once per sentence for the whole batch, not each time some row 
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -100,7 +101,8 @@ class SllmGenerationMixin(GenerationMixin):
         sentence_start = prompt_length  # of the sentence being streamed
         keep_scores = generation_config.return_dict_in_generate and generation_config.output_scores
         keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
-        scores, raw_logits = [], []
+        scores: list[torch.Tensor] = []
+        raw_logits: list[torch.Tensor] = []
 
         outputs = self._prefill(input_ids, generation_config, model_kwargs)
         cache = outputs.past_key_values
@@ -158,19 +160,19 @@ class SllmGenerationMixin(GenerationMixin):
         )
 
 
-def _process(logits_processor, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+def _process(logits_processor: Callable, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
     return logits_processor(input_ids, logits.clone())
 
 
 class _Rows:
     """Rows of token ids that grow at different times; padded on the right."""
 
-    def __init__(self, input_ids: torch.Tensor, pad_token_id: int):
+    def __init__(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
         self.ids = input_ids
         self.pad_token_id = pad_token_id
         self.length = torch.full((len(input_ids),), input_ids.shape[1], dtype=torch.long, device=input_ids.device)
 
-    def append(self, rows: torch.Tensor, tokens: torch.Tensor):
+    def append(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         """One token for each of the chosen rows."""
         if int(self.length[rows].max()) == self.ids.shape[1]:
             self.ids = torch.cat([self.ids, torch.full_like(self.ids[:, :1], self.pad_token_id)], 1)
@@ -180,7 +182,7 @@ class _Rows:
     def last_tokens(self) -> torch.Tensor:
         return self.ids.gather(1, self.length[:, None] - 1).squeeze(1)
 
-    def by_length(self, rows: torch.Tensor, function, default: torch.Tensor) -> torch.Tensor:
+    def by_length(self, rows: torch.Tensor, function: Callable, default: torch.Tensor) -> torch.Tensor:
         """Calls a function of `(batch, length)` ids once for each length that the chosen rows have, so that each row
         is judged by exactly its own ids; returns what it says of the chosen rows, and the default for the others."""
         result = default
@@ -191,7 +193,7 @@ class _Rows:
         return result
 
 
-def _store(steps: list, values: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, empty: float):
+def _store(steps: list, values: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, empty: float) -> None:
     """Puts the rows' values into the step that each row is at, as the token loop would."""
     while len(steps) <= int(index[rows].max()):
         steps.append(torch.full_like(values, empty))

@@ -44,7 +44,9 @@ def initialize_from_backbone(
     return model
 
 
-def copy_weights(model, backbone: PreTrainedModel, encoder_layers: list[int], decoder_layers: list[int]):
+def copy_weights(
+    model: PreTrainedModel, backbone: PreTrainedModel, encoder_layers: list[int], decoder_layers: list[int]
+) -> None:
     """Embeddings, head and layers of a backbone into a model that was built for it."""
     source = backbone.base_model
     table, head = source.get_input_embeddings(), backbone.get_output_embeddings()
@@ -70,7 +72,7 @@ def copy_weights(model, backbone: PreTrainedModel, encoder_layers: list[int], de
         queries.weight.mul_(scale / queries.weight.float().pow(2).mean().sqrt())
 
 
-def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]):
+def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> None:
     """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind."""
     if source.config.model_type != target.config.model_type or source.config.hidden_size != target.config.hidden_size:
         return  # another architecture: it stays random

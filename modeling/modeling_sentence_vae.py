@@ -4,7 +4,9 @@ SentenceVAE, arXiv 2408.00655, section 3.1. Both are transformers built by `Auto
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -131,7 +133,7 @@ class SentenceDecoder(nn.Module):
         token_embeds: torch.Tensor,
         positions: DecoderPositions,
         context_length: int | None = None,
-        cache=None,
+        cache: Any = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -156,7 +158,9 @@ class SentenceDecoder(nn.Module):
             states = self.step(inputs_embeds, positions.stream, context_length, cache, memory)
         return self.output_projection(states)
 
-    def embed(self, latents, token_embeds, positions):
+    def embed(
+        self, latents: torch.Tensor, token_embeds: torch.Tensor, positions: DecoderPositions
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Stream] | None]:
         """The stream's embeddings `(F, width)`, and the latents to cross-attend to, if the model does."""
         token_embeds = self.embed_projection(token_embeds)
         prefix = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)).to(token_embeds.dtype)
@@ -169,7 +173,14 @@ class SentenceDecoder(nn.Module):
         embeds = embeds.index_copy(0, positions.token_slot, token_embeds)
         return embeds.index_copy(0, positions.prefix_slot.flatten(), prefix.flatten(0, 1)), memory
 
-    def step(self, inputs_embeds, stream, context_length, cache, memory):
+    def step(
+        self,
+        inputs_embeds: torch.Tensor,
+        stream: Stream,
+        context_length: int,
+        cache: Any,
+        memory: tuple[torch.Tensor, Stream] | None,
+    ) -> torch.Tensor:
         """As `run_stream`, after the positions that the cache holds; each row of the batch is one row."""
         rows = cache.stream_rows(stream)  # (batch, Q), -1 where a row has fewer positions
         query = gather_stream(stream, rows)
@@ -192,7 +203,9 @@ class SentenceDecoder(nn.Module):
             (rows[real],), states[real].to(inputs_embeds.dtype)
         )
 
-    def write(self, latents, embed_tokens, lm_head, closes, max_length: int) -> list[torch.Tensor]:
+    def write(
+        self, latents: torch.Tensor, embed_tokens: Callable, lm_head: Callable, closes: Callable, max_length: int
+    ) -> list[torch.Tensor]:
         """Greedily writes one sentence from each of the `(S, num_latents, latent_size)` latents, without context.
 
         Args:
@@ -210,7 +223,8 @@ class SentenceDecoder(nn.Module):
         past_key_values = DynamicCache()
         inputs_embeds, position = prefix, prefix.new_zeros(prefix.shape[:2], dtype=torch.long)
         length = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        written, open_ = [], torch.ones_like(length, dtype=torch.bool)
+        written: list[torch.Tensor] = []
+        open_ = torch.ones_like(length, dtype=torch.bool)
         with mask_attention(self.model):
             while open_.any() and len(written) < max_length:
                 states = self.model(
@@ -245,7 +259,9 @@ def project(inputs: int | None, outputs: int) -> nn.Module:
     return nn.Identity() if inputs in (None, outputs) else nn.Linear(inputs, outputs, bias=False)
 
 
-def sample_latents(config, mean, log_variance, training: bool) -> torch.Tensor:
+def sample_latents(
+    config: SentenceVaeConfig, mean: torch.Tensor, log_variance: torch.Tensor | None, training: bool
+) -> torch.Tensor:
     """The latents themselves in evaluation; in training drawn from their Gaussian, and with noise added."""
     latents = mean
     if training and log_variance is not None:
@@ -255,7 +271,9 @@ def sample_latents(config, mean, log_variance, training: bool) -> torch.Tensor:
     return latents
 
 
-def drop_inputs(config, token_embeds, latents, training: bool):
+def drop_inputs(
+    config: SentenceVaeConfig, token_embeds: torch.Tensor, latents: torch.Tensor, training: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Hides a share of the decoder's input tokens, and of the latents, in training: whole vectors become zero."""
     if training and config.token_dropout > 0:
         token_embeds = token_embeds * (torch.rand_like(token_embeds[:, :1]) >= config.token_dropout)
@@ -264,13 +282,18 @@ def drop_inputs(config, token_embeds, latents, training: bool):
     return token_embeds, latents
 
 
-def kl_divergence(config, mean, log_variance) -> torch.Tensor:
+def kl_divergence(config: SentenceVaeConfig, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """KL of the latents' Gaussians from the standard normal, in nats, summed over sentences and units."""
     per_unit = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
     return per_unit.float().clamp(min=config.kl_free_bits * math.log(2)).sum()
 
 
-def token_loss(logits, targets, gamma: float = 0.0, num_items_in_batch=None) -> torch.Tensor:
+def token_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    gamma: float = 0.0,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
     """Mean cross-entropy in nats of logits `(N, vocab)` over the targets `(N,)` that are not -100.
 
     Args:
@@ -308,13 +331,13 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         elif isinstance(module, SentenceDecoder):
             unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
 
-    def tie_head(self, table: nn.Module, names: str):
+    def tie_head(self, table: nn.Module, names: str) -> None:
         """Declares the LM head tied to the embeddings, whatever the backbone calls them."""
         name = next(name for name, module in self.named_modules() if module is table)
         self._tied_weights_keys = {names: f"{name}.weight"}
 
 
-def unit_linear(linear: nn.Linear, scale: float = 1.0):
+def unit_linear(linear: nn.Linear, scale: float = 1.0) -> None:
     """Initialises a linear map so that inputs of unit variance give outputs of this standard deviation."""
     init.normal_(linear.weight, mean=0.0, std=scale * linear.in_features**-0.5)
     init.zeros_(linear.bias)
@@ -347,7 +370,12 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
 
-    def encode(self, input_ids, attention_mask=None, sentence_ids=None) -> torch.Tensor:
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The latents `(sentences, num_latents, latent_size)` of the sentences of a `(batch, length)` input."""
         shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
         mask = check_mask(attention_mask, shape, input_ids.device)
@@ -366,7 +394,12 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
             latents, self.get_input_embeddings(), self.lm_head, self.segmenter.closes, self.config.max_sentence_length
         )
 
-    def reconstruct(self, input_ids, attention_mask=None, sentence_ids=None) -> list[torch.Tensor]:
+    def reconstruct(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
         """Decodes what it encoded: one tensor of token ids for each sentence of the input."""
         return self.decode(self.encode(input_ids, attention_mask, sentence_ids))
 
@@ -379,7 +412,7 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_dict: bool | None = None,
-    ) -> SentenceVaeOutput:
+    ) -> SentenceVaeOutput | tuple:
         """
         Args:
             input_ids: `(batch, length)`.
@@ -423,7 +456,13 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
 
-def reconstruction_states(decoder, layout, token_embeds, latents, context_length=None):
+def reconstruction_states(
+    decoder: SentenceDecoder,
+    layout: SentenceLayout,
+    token_embeds: torch.Tensor,
+    latents: torch.Tensor,
+    context_length: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """States from which each token is predicted, given its sentence's own latents; and states at the tokens.
 
     Args:
@@ -444,12 +483,12 @@ def reconstruction_states(decoder, layout, token_embeds, latents, context_length
     return states[positions.token_slot - 1], states[positions.token_slot]
 
 
-def stop_loss(stop_logits, closes) -> torch.Tensor:
+def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in nats of the stop head, summed over the tokens."""
     return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
 
 
-def scatter_tokens(values: torch.Tensor, layout: SentenceLayout, shape: tuple[int, int]) -> torch.Tensor:
+def scatter_tokens(values: torch.Tensor, layout: SentenceLayout, shape: Sequence[int]) -> torch.Tensor:
     """Values `(N, …)` of the tokens at their places in `(batch, length, …)`; zero at padding."""
     flat = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
     return flat.index_copy(0, layout.token_index, values).view(*shape, *values.shape[1:])

@@ -6,11 +6,12 @@ predicted latents, tokens of j ──► SentenceDecoder ──► states, one f
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
@@ -32,7 +33,7 @@ from .modeling_sentence_vae import (
     token_loss,
     unit_linear,
 )
-from .packing_sllm import decoder_positions
+from .packing_sllm import DecoderPositions, decoder_positions
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
 from .validation_sllm import check_inputs, check_mask, check_positions
 
@@ -115,7 +116,12 @@ class SllmModel(SllmPreTrainedModel):
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
 
-    def encode_sentences(self, input_ids, attention_mask=None, sentence_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_sentences(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents of all sentences, the open ones too.
 
         Returns:
@@ -186,7 +192,7 @@ class SllmModel(SllmPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SllmModelOutput:
+    ) -> SllmModelOutput | tuple:
         """
         Args:
             input_ids: `(batch, length)`; those after the ones in the cache.
@@ -248,7 +254,14 @@ class SllmModel(SllmPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _outputs_at(self, states, positions, layout, mask, begins: bool) -> torch.Tensor:
+    def _outputs_at(
+        self,
+        states: torch.Tensor,
+        positions: DecoderPositions,
+        layout: SentenceLayout,
+        mask: torch.Tensor,
+        begins: bool,
+    ) -> torch.Tensor:
         """`(batch, length, width)`: at each position what follows the row's last token up to there. So padding on the
         right repeats the last token's state, and padding on the left has the state that predicts the first token."""
         rank = mask.long().cumsum(1) - 1
@@ -261,7 +274,13 @@ class SllmModel(SllmPreTrainedModel):
         slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
         return states[slot]
 
-    def _prepare_cache(self, past_key_values, use_cache, sentence_ids, inputs_embeds) -> SllmCache | None:
+    def _prepare_cache(
+        self,
+        past_key_values: SllmCache | None,
+        use_cache: bool | None,
+        sentence_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> SllmCache | None:
         if use_cache is None:
             use_cache = past_key_values is not None
         if not use_cache:
@@ -277,7 +296,9 @@ class SllmModel(SllmPreTrainedModel):
             raise ValueError(f"`{name}` cannot be cached: the cache works from token ids. Pass `use_cache=False`.")
         return SllmCache(self.config) if past_key_values is None else past_key_values
 
-    def _encode_closed(self, embeds, layout, cache):
+    def _encode_closed(
+        self, embeds: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents of the C sentences that the input closes, with what the cache holds of them."""
         closed = layout.sentence_closed[layout.token_sentence]  # (N,)
         sentence_of_token = layout.sentence_closed.cumsum(0)[layout.token_sentence] - 1
@@ -298,7 +319,9 @@ class SllmModel(SllmPreTrainedModel):
             return embeds.new_zeros(shape), None
         return self.sentence_encoder(embeds, sentence)
 
-    def _predict_for_layout(self, latents, layout, cache, begins: bool) -> torch.Tensor:
+    def _predict_for_layout(
+        self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None, begins: bool
+    ) -> torch.Tensor:
         """Predicted latents `(J, num_latents, latent_size)` of the sentences that begin, row after row."""
         if not begins and not len(latents):
             return latents
@@ -330,13 +353,13 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
     @classmethod
     def from_backbone(
         cls,
-        backbone,
-        tokenizer=None,
+        backbone: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         encoder_layers: int | list[int] | None = None,
         decoder_layers: int | list[int] | None = None,
         unit: str = "sentence",
         preset: str = "default",
-        **kwargs,
+        **kwargs: Any,
     ) -> "SllmForCausalLM":
         """Wraps a causal language model.
 
@@ -369,11 +392,16 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
 
-    def encode_sentences(self, input_ids, attention_mask=None, sentence_ids=None):
+    def encode_sentences(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `SllmModel.encode_sentences`."""
         return self.model.encode_sentences(input_ids, attention_mask, sentence_ids)
 
-    def predict_next_latents(self, latents, sentence_mask=None):
+    def predict_next_latents(self, latents: torch.Tensor, sentence_mask: torch.Tensor | None = None) -> torch.Tensor:
         """See `SllmModel.predict_next_latents`."""
         return self.model.predict_next_latents(latents, sentence_mask)
 
@@ -414,7 +442,7 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SllmOutput:
+    ) -> SllmOutput | tuple:
         """
         Args:
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
@@ -451,7 +479,7 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
                 "kl": self.config.kl_weight,
                 "stop": self.config.stop_weight,
             }
-            loss = sum(weights[name] * value for name, value in losses.items())
+            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         output = SllmOutput(
             loss=loss,
             losses=losses,
@@ -462,7 +490,14 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _losses(self, outputs, logits, stop_logits, labels, num_items_in_batch) -> dict[str, torch.Tensor]:
+    def _losses(
+        self,
+        outputs: SllmModelOutput,
+        logits: torch.Tensor,
+        stop_logits: torch.Tensor | None,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
         """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
         layout = outputs.layout
         # A text's first token is not scored, wherever padding puts it: labels count after a token only.

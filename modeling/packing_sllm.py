@@ -6,8 +6,10 @@ takes `cu_seq_lens`, flex attention a block mask), or cut into pieces of similar
 padded batches. The mask follows one rule either way, so the results are the same.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +33,7 @@ class Stream:
     index: torch.Tensor
     position_ids: torch.Tensor
 
-    def map(self, function) -> "Stream":
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Stream":
         """The stream with a function applied to each of its tensors."""
         return Stream(function(self.row), function(self.sentence), function(self.index), function(self.position_ids))
 
@@ -181,7 +183,9 @@ def gather_stream(stream: Stream, rows: torch.Tensor) -> Stream:
     return laid_out
 
 
-def stream_mask(model: nn.Module, query: Stream, key: Stream, causal: bool, context_length: int, dtype: torch.dtype):
+def stream_mask(
+    model: nn.Module, query: Stream, key: Stream, causal: bool, context_length: int, dtype: torch.dtype
+) -> Any:
     """The attention mask in the form that the model's attention implementation takes.
 
     Args:
@@ -195,8 +199,8 @@ def stream_mask(model: nn.Module, query: Stream, key: Stream, causal: bool, cont
 
         def rule(batch, head, q, k):
             at = [(t[batch, q], s[batch, k]) for t, s in zip(vars(query).values(), vars(key).values(), strict=True)]
-            pair = [Stream(*side) for side in zip(*at, strict=True)]
-            return visible(*pair, causal, context_length) | (k == q + offset)
+            one, other = (Stream(*side) for side in zip(*at, strict=True))
+            return visible(one, other, causal, context_length) | (k == q + offset)
 
         return create_block_mask(rule, batch_size, None, query_length, key_length, device=str(query.index.device))
 
@@ -269,7 +273,7 @@ def flash_attention_kwargs(stream: Stream) -> dict:
 
 
 @contextmanager
-def mask_attention(model: nn.Module):
+def mask_attention(model: nn.Module) -> Iterator[None]:
     """Within it, a model set to flash attention takes masks: it uses sdpa."""
     implementation = model.config._attn_implementation
     if "flash" not in (implementation or ""):

@@ -5,7 +5,9 @@ import copy
 from transformers import AutoConfig, PreTrainedConfig
 
 
-def fields_of_language_model(text_config: PreTrainedConfig, encoder_layers, decoder_layers) -> dict:
+def fields_of_language_model(
+    text_config: PreTrainedConfig, encoder_layers: int | list[int], decoder_layers: int | list[int] | None
+) -> dict:
     """Encoder and decoder are language models with some of its layers; special tokens and tied weights are its own."""
     encoder_ids, decoder_ids = select_layers(text_config, encoder_layers, decoder_layers)
     return {
@@ -41,7 +43,9 @@ def paper_fields(text_config: PreTrainedConfig, decoder_layers: int, max_sentenc
     }
 
 
-def select_layers(text_config, encoder_layers, decoder_layers) -> tuple[list[int], list[int]]:
+def select_layers(
+    text_config: PreTrainedConfig, encoder_layers: int | list[int], decoder_layers: int | list[int] | None
+) -> tuple[list[int], list[int]]:
     """Indices of the backbone's layers that the encoder and the decoder are made of."""
     total = text_config.num_hidden_layers
     if decoder_layers is None:

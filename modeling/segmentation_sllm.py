@@ -9,13 +9,14 @@ import re
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 # Sentence-final punctuation of the larger scripts, then closing quotes and brackets, then space.
 _SENTENCE_END = re.compile(r"[.!?…。！？｡।॥؟۔։።][\"'”’»›」』)\]}*_]*\s*$|[\n\r\u2028\u2029]")
 _CLAUSE_END = re.compile(r"[,;:，；：、،؛][\"'”’»›」』)\]}*_]*\s*$")
 
 
-def boundary_tokens(tokenizer, unit: str = "sentence") -> dict[str, list[int]]:
+def boundary_tokens(tokenizer: PreTrainedTokenizerBase, unit: str = "sentence") -> dict[str, list[int]]:
     """The tokens of a vocabulary that close a sentence, as the two fields of the config.
 
     Args:
@@ -34,7 +35,7 @@ def boundary_tokens(tokenizer, unit: str = "sentence") -> dict[str, list[int]]:
         raise ValueError(f'`unit` is {unit!r}: it must be "sentence" or "clause".')
     special = set(tokenizer.all_special_ids)
     texts = {
-        token_id: tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        token_id: str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
         for token_id in range(len(tokenizer))
         if token_id not in special
     }
@@ -96,7 +97,7 @@ class SentenceLayout:
 class SentenceSegmenter:
     """Makes layouts by a config's rules. It has no weights; its tables are built once for each device."""
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         self.config = config
         self._tables: dict[torch.device, torch.Tensor] = {}
 
@@ -186,7 +187,14 @@ class SentenceSegmenter:
             row_length=row_length,
         )
 
-    def _sentence_starts(self, hard, soft, carried, row_end, token_row) -> torch.Tensor:
+    def _sentence_starts(
+        self,
+        hard: torch.Tensor,
+        soft: torch.Tensor,
+        carried: torch.Tensor,
+        row_end: torch.Tensor,
+        token_row: torch.Tensor,
+    ) -> torch.Tensor:
         """Whether each of the `(N,)` tokens begins a sentence.
 
         A sentence that begins at token s ends at the first token that may close it, so the starts are the orbit of

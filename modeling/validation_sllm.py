@@ -4,6 +4,7 @@ import functools
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 
 def value_errors(config_class):
@@ -21,7 +22,7 @@ def value_errors(config_class):
     return config_class
 
 
-def check_config(config):
+def check_config(config: PreTrainedConfig) -> None:
     """Refuses fields that do not fit together, with a `ValueError` that names the field, its value and the remedy."""
     if config.latent_size < 1:
         raise ValueError(f"`latent_size` is {config.latent_size}: it must be at least 1.")
@@ -51,7 +52,12 @@ def check_config(config):
             )
 
 
-def check_inputs(input_ids, inputs_embeds, sentence_ids, vocab_size: int) -> tuple[int, int]:
+def check_inputs(
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    sentence_ids: torch.Tensor | None,
+    vocab_size: int,
+) -> tuple[int, ...]:
     """Refuses ids, embeddings and explicit sentences that do not fit together.
 
     Returns:
@@ -82,7 +88,7 @@ def check_inputs(input_ids, inputs_embeds, sentence_ids, vocab_size: int) -> tup
     return shape
 
 
-def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The attention mask as bool; all true where there is none. Refuses one of another shape."""
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.bool, device=device)
@@ -91,7 +97,7 @@ def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, int], devi
     return attention_mask.to(device=device, dtype=torch.bool)
 
 
-def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor):
+def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> None:
     """Refuses several texts packed into one row, which positions that start again would mean."""
     if position_ids is None or mask.shape[1] < 2:
         return

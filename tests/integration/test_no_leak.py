@@ -47,7 +47,7 @@ def train_on_noise(model) -> float:
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3)
     model.config.focal_gamma, model.config.stop_weight = 0.0, 0.0
     losses, best, best_step = [], math.inf, 0
-    while len(losses) < 600 and len(losses) - best_step < 120 and best > ENTROPY - 0.1:
+    while len(losses) - best_step < 120 and best > ENTROPY - 0.1:
         token_ids = torch.randint(FIRST, LAST, (16, 32))
         outputs = model(token_ids, labels=token_ids)
         outputs.loss.backward()
@@ -62,7 +62,7 @@ def train_on_noise(model) -> float:
 
 
 def test_no_model_scores_below_the_floor(shared):
-    """The floor is the entropy of the sampler that wrote the stories; the model nearest to it is that sampler's own."""
+    """The floor is the entropy of the sampler that wrote the stories; nearest to it is that sampler itself."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = shared / "models" / "stories260K"
