@@ -31,6 +31,8 @@ class SllmConfig(SentenceVaeConfig):
         "AutoModel": "modeling_sllm.SllmModel",
         "AutoModelForCausalLM": "modeling_sllm.SllmForCausalLM",
     }
+    # What `Trainer.predict` leaves out, so that it returns the logits alone, as of any language model.
+    keys_to_ignore_at_inference = ["past_key_values", "losses", "stop_logits"]
     # Encoder and decoder read their token embeddings from outside, so the default plan's names do not fit.
     base_model_fsdp_plan = None
 

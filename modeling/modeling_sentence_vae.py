@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from .configuration_sentence_vae import SentenceVaeConfig
 from .packing_sllm import (
     DecoderPositions,
+    HiddenStates,
     Stream,
     cross_attention_kwargs,
     decoder_positions,
@@ -35,18 +36,21 @@ class SentenceVaeOutput(ModelOutput):
     """
     Attributes:
         loss: Mean over the tokens of the cross-entropy; in training the weighted sum of `losses`.
-        losses: The named terms of the loss, unweighted.
         logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t itself, given its sentence's
             latents and the sentence's tokens before t. Zero where the input is padding.
         latents: `(sentences, num_latents, latent_size)`, the sentences of the batch row after row.
         stop_logits: `(batch, length)`, with `stop_head`: whether token t closes its sentence.
+        losses: The named terms of the loss, unweighted.
+        hidden_states: With `output_hidden_states`, `(batch, length, width)` of the decoder's input and of each of its
+            layers, where `logits[:, t]` comes from.
     """
 
     loss: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
     logits: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     stop_logits: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class SentenceEncoder(nn.Module):
@@ -134,6 +138,7 @@ class SentenceDecoder(nn.Module):
         positions: DecoderPositions,
         context_length: int | None = None,
         cache: Any = None,
+        hidden_states: HiddenStates | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -142,6 +147,7 @@ class SentenceDecoder(nn.Module):
             positions: Where these J prefixes and N tokens stand.
             context_length: By default the config's `decoder_context_length`.
             cache (`SllmCache`): Holds the positions before; it is updated.
+            hidden_states: Takes in the states of the other layers.
 
         Returns:
             `(F, token_width)`, one state for each position of the stream.
@@ -150,12 +156,13 @@ class SentenceDecoder(nn.Module):
             context_length = self.config.decoder_context_length
         token_embeds, latents = drop_inputs(self.config, token_embeds, latents, self.training)
         inputs_embeds, memory = self.embed(latents, token_embeds, positions)
+        hidden_states = hidden_states or HiddenStates()
         if cache is None:
             states = run_stream(
-                self.model, inputs_embeds, positions.stream, True, context_length, packed=self.packed, latents=memory
+                self.model, inputs_embeds, positions.stream, True, context_length, self.packed, memory, hidden_states
             )
         else:
-            states = self.step(inputs_embeds, positions.stream, context_length, cache, memory)
+            states = self.step(inputs_embeds, positions.stream, context_length, cache, memory, hidden_states)
         return self.output_projection(states)
 
     def embed(
@@ -180,6 +187,7 @@ class SentenceDecoder(nn.Module):
         context_length: int,
         cache: Any,
         memory: tuple[torch.Tensor, Stream] | None,
+        hidden_states: HiddenStates,
     ) -> torch.Tensor:
         """As `run_stream`, after the positions that the cache holds; each row of the batch is one row."""
         rows = cache.stream_rows(stream)  # (batch, Q), -1 where a row has fewer positions
@@ -191,14 +199,17 @@ class SentenceDecoder(nn.Module):
             if memory is not None:
                 memory = cache.open_memory(*memory)
                 past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
-            states = self.model(
+            outputs = self.model(
                 inputs_embeds=inputs_embeds[rows.clamp(min=0)],
                 position_ids=query.position_ids,
                 attention_mask=stream_mask(self.model, query, key, True, context_length, inputs_embeds.dtype),
                 past_key_values=past_key_values,
                 use_cache=True,
+                **hidden_states.kwargs,
                 **cross_attention_kwargs(self.model, query, memory),
-            ).last_hidden_state
+            )
+        hidden_states.add(outputs, rows, len(inputs_embeds))
+        states = outputs.last_hidden_state
         return inputs_embeds.new_zeros(inputs_embeds.shape).index_put(
             (rows[real],), states[real].to(inputs_embeds.dtype)
         )
@@ -322,6 +333,13 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # In a model from elsewhere, whose `_init_weights` might write over loaded weights, transformers passes over
+        # each module without parameters of its own: `SentenceEncoder`, `SllmModel`, GPT-2's attention. Ours writes by
+        # `transformers.initialization`, as transformers' own models do.
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -330,6 +348,10 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
             unit_linear(module.latent_head)
         elif isinstance(module, SentenceDecoder):
             unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
+
+    def wanted_layers(self, output_hidden_states: bool | list[int] | None) -> HiddenStates:
+        """Collects the decoder's layers if the argument, or else the config, says so."""
+        return HiddenStates(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
 
     def tie_head(self, table: nn.Module, names: str) -> None:
         """Declares the LM head tied to the embeddings, whatever the backbone calls them."""
@@ -411,6 +433,7 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> SentenceVaeOutput | tuple:
         """
@@ -421,6 +444,7 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
             inputs_embeds: `(batch, length, width)` instead of, or beside, the ids.
             labels: `(batch, length)`, the tokens to reconstruct, not shifted; -100 is left out.
             num_items_in_batch: What the loss is divided by, by default the number of labels.
+            output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
         """
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         device = (input_ids if input_ids is not None else inputs_embeds).device
@@ -431,12 +455,15 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
         mean, log_variance = self.sentence_encoder(embeds, layout.token_sentence)
         latents = sample_latents(self.config, mean, log_variance, self.training)
 
-        states, token_states = reconstruction_states(self.sentence_decoder, layout, embeds, latents)
-        token_logits = self.lm_head(states)  # (N, vocab)
+        layers = self.wanted_layers(output_hidden_states)
+        states, positions = reconstruction_states(self.sentence_decoder, layout, embeds, latents, hidden_states=layers)
+        before = positions.token_slot - 1  # each token is predicted from the position before it
+        token_logits = self.lm_head(states[before])  # (N, vocab)
         logits = scatter_tokens(token_logits, layout, shape)
         stop_logits = None
         if self.config.stop_head:
-            stop_logits = scatter_tokens(self.sentence_decoder.stop_head(token_states), layout, shape).squeeze(-1)
+            token_stops = self.sentence_decoder.stop_head(states[positions.token_slot])
+            stop_logits = scatter_tokens(token_stops, layout, shape).squeeze(-1)
 
         loss, losses = None, None
         if labels is not None:
@@ -452,7 +479,14 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
                 stops = stop_logits.flatten()[layout.token_index]
                 losses["stop"] = stop_loss(stops, layout.token_closes) / items
                 loss = loss + self.config.stop_weight * losses["stop"]
-        output = SentenceVaeOutput(loss=loss, losses=losses, logits=logits, latents=latents, stop_logits=stop_logits)
+        output = SentenceVaeOutput(
+            loss=loss,
+            logits=logits,
+            latents=latents,
+            stop_logits=stop_logits,
+            losses=losses,
+            hidden_states=layers.gather(states, lambda layer: scatter_tokens(layer[before], layout, shape)),
+        )
         return output if return_dict is not False else output.to_tuple()
 
 
@@ -462,15 +496,17 @@ def reconstruction_states(
     token_embeds: torch.Tensor,
     latents: torch.Tensor,
     context_length: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """States from which each token is predicted, given its sentence's own latents; and states at the tokens.
+    hidden_states: HiddenStates | None = None,
+) -> tuple[torch.Tensor, DecoderPositions]:
+    """The decoder's states given each sentence's own latents.
 
     Args:
         token_embeds: `(N, width)`.
         latents: `(S, num_latents, latent_size)`.
+        hidden_states: Takes in the states of the other layers.
 
     Returns:
-        Two of shape `(N, width)`.
+        `(F, width)`, and where the tokens stand among these: a token is predicted from the position before its own.
     """
     last_of_row = layout.token_rank == layout.row_length[layout.token_row] - 1
     is_last = torch.ones_like(last_of_row)
@@ -479,8 +515,8 @@ def reconstruction_states(
     positions = decoder_positions(
         layout, decoder.config.prefix_length, window == 0, layout.row_length > 0, is_last & ~last_of_row
     )
-    states = decoder(latents, token_embeds, positions, context_length=window)
-    return states[positions.token_slot - 1], states[positions.token_slot]
+    states = decoder(latents, token_embeds, positions, context_length=window, hidden_states=hidden_states)
+    return states, positions
 
 
 def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .cache_sllm import SllmCache
 from .configuration_sllm import SllmConfig
@@ -44,6 +43,8 @@ class SllmModelOutput(BaseModelOutputWithPast):
     Attributes:
         last_hidden_state: `(batch, length, width)`; from the state at t the LM head predicts token t + 1.
             Padding on the right repeats the last state, padding on the left has that which predicts the first token.
+        hidden_states: With `output_hidden_states`, such states of the decoder's input and of each of its layers; the
+            last of them is `last_hidden_state`.
         token_states: `(batch, length, width)`, with a stop head: the decoder's states at the tokens themselves.
         latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
@@ -59,22 +60,18 @@ class SllmModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class SllmOutput(ModelOutput):
+class SllmOutput(CausalLMOutputWithPast):
     """
     Attributes:
         loss: In evaluation the mean cross-entropy of the next token; in training the weighted sum of `losses`.
-        losses: The named terms of the loss, unweighted.
         logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t + 1 given tokens 0 to t.
         past_key_values: The cache.
-        hidden_states: One state, `(batch, length, width)`, from which the LM head makes the logits.
+        hidden_states: As in `SllmModelOutput`.
+        losses: The named terms of the loss, unweighted.
         stop_logits: `(batch, length)`, with `stop_head`: whether token t closes its sentence.
     """
 
-    loss: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: SllmCache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
     stop_logits: torch.Tensor | None = None
 
 
@@ -191,6 +188,7 @@ class SllmModel(SllmPreTrainedModel):
         past_key_values: SllmCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> SllmModelOutput | tuple:
         """
@@ -203,6 +201,7 @@ class SllmModel(SllmPreTrainedModel):
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
                 then the ids only show where sentences end. Not with a cache.
             use_cache: Whether to fill a cache.
+            output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
         """
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
@@ -236,16 +235,18 @@ class SllmModel(SllmPreTrainedModel):
             followed=layout.token_closes,
             past=past,
         )
-        states = self.sentence_decoder(predicted, embeds, positions, cache=cache)  # (F, width)
+        layers = self.wanted_layers(output_hidden_states)
+        states = self.sentence_decoder(predicted, embeds, positions, cache=cache, hidden_states=layers)  # (F, width)
         if cache is not None:
             cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
-        hidden = self._outputs_at(states, positions, layout, mask, begins=past is None)
+        slot = self._output_slots(positions, layout, mask, begins=past is None)[:, -length:]
         token_states = None
         if self.config.stop_head:
             token_states = scatter_tokens(states[positions.token_slot], layout, mask.shape)[:, -length:]
         output = SllmModelOutput(
-            last_hidden_state=hidden[:, -length:],
+            last_hidden_state=states[slot],
             past_key_values=cache,
+            hidden_states=layers.gather(states, lambda layer: layer[slot]),
             token_states=token_states,
             latents=latents,
             latent_statistics=None if log_variance is None else (mean, log_variance),
@@ -254,16 +255,11 @@ class SllmModel(SllmPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _outputs_at(
-        self,
-        states: torch.Tensor,
-        positions: DecoderPositions,
-        layout: SentenceLayout,
-        mask: torch.Tensor,
-        begins: bool,
+    def _output_slots(
+        self, positions: DecoderPositions, layout: SentenceLayout, mask: torch.Tensor, begins: bool
     ) -> torch.Tensor:
-        """`(batch, length, width)`: at each position what follows the row's last token up to there. So padding on the
-        right repeats the last token's state, and padding on the left has the state that predicts the first token."""
+        """`(batch, length)`: for each position, where in the stream what follows the row's last token up to there is
+        predicted. So padding on the right repeats the last token's, and padding on the left has the first token's."""
         rank = mask.long().cumsum(1) - 1
         slot = positions.output_slot.new_zeros(mask.shape)
         if begins:
@@ -272,7 +268,7 @@ class SllmModel(SllmPreTrainedModel):
         row_start = layout.row_length.cumsum(0) - layout.row_length
         seen = rank >= 0
         slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
-        return states[slot]
+        return slot
 
     def _prepare_cache(
         self,
@@ -315,8 +311,8 @@ class SllmModel(SllmPreTrainedModel):
             sentence, order = sentence.sort(stable=True)
             embeds = torch.cat([open_embeds, embeds])[order]
         if not len(sentence):
-            shape = (0, self.config.num_latents, self.config.latent_size)
-            return embeds.new_zeros(shape), None
+            none = embeds.new_zeros(0, self.config.num_latents, self.config.latent_size)
+            return none, (none if self.config.kl_weight > 0 else None)
         return self.sentence_encoder(embeds, sentence)
 
     def _predict_for_layout(
@@ -339,6 +335,8 @@ class SllmModel(SllmPreTrainedModel):
 
 class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
     """The model with its LM head: a causal language model like any other, that thinks a sentence at a time."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     _auto_class = "AutoModelForCausalLM"
 
@@ -439,8 +437,9 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> SllmOutput | tuple:
         """
@@ -448,8 +447,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
             logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
             num_items_in_batch: What the loss is divided by, by default the number of labels scored.
+            shift_labels: `(batch, length)`, labels already aligned with the logits; they replace `labels`.
             output_attentions: Refused if true: no attention is between tokens of the whole text.
-            output_hidden_states: Whether to return the states at the tokens, see `SllmOutput`.
 
         The rest is as in `SllmModel.forward`.
         """
@@ -457,12 +456,24 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             raise ValueError(
                 "`output_attentions` is true: attention is within sentences and between them. Hook the parts."
             )
+        if shift_labels is not None:
+            # Labels of the tokens themselves, which is what `labels` are; the last column is beyond the input.
+            labels = F.pad(shift_labels, (1, 0), value=-100)
+        elif labels is not None:
+            labels = F.pad(labels, (0, 1), value=-100)
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError(
                 f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
             )
         outputs = self.model(
-            input_ids, attention_mask, position_ids, sentence_ids, past_key_values, inputs_embeds, use_cache
+            input_ids,
+            attention_mask,
+            position_ids,
+            sentence_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_hidden_states=output_hidden_states,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.compute_logits(outputs.last_hidden_state[:, kept])
@@ -482,10 +493,10 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         output = SllmOutput(
             loss=loss,
-            losses=losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
-            hidden_states=(outputs.last_hidden_state,) if output_hidden_states else None,
+            hidden_states=outputs.hidden_states,
+            losses=losses,
             stop_logits=stop_logits,
         )
         return output if return_dict is not False else output.to_tuple()
@@ -501,8 +512,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
         layout = outputs.layout
         # A text's first token is not scored, wherever padding puts it: labels count after a token only.
-        targets = labels.new_full((labels.numel(),), -100)
-        targets[layout.token_index] = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[layout.token_index]
+        targets = labels.new_full((labels[:, 1:].numel(),), -100)
+        targets[layout.token_index] = labels[:, 1:].flatten()[layout.token_index]
         items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         gamma = self.config.focal_gamma if self.training else 0.0
         losses = {"next_sentence": token_loss(logits.flatten(0, 1), targets, gamma, items)}
@@ -510,15 +521,16 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             return losses
         if self.config.reconstruction_weight > 0 and len(outputs.latents):
             closed = layout.closed_sentences()
-            states, _ = reconstruction_states(
+            states, positions = reconstruction_states(
                 self.model.sentence_decoder,
                 closed,
                 outputs.token_embeds[layout.sentence_closed[layout.token_sentence]],
                 outputs.latents,
                 context_length=0,
             )
-            own = labels.flatten()[closed.token_index]
-            losses["reconstruction"] = token_loss(self.compute_logits(states), own, gamma, items)
+            own = labels[:, :-1].flatten()[closed.token_index]
+            own_logits = self.compute_logits(states[positions.token_slot - 1])
+            losses["reconstruction"] = token_loss(own_logits, own, gamma, items)
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
         if stop_logits is not None:

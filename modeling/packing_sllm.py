@@ -109,6 +109,36 @@ def decoder_positions(
     return DecoderPositions(stream, token_slot, prefix_slot, output_slot)
 
 
+class HiddenStates:
+    """Collects the states of a transformer's layers while it reads a stream batch by batch.
+
+    Args:
+        wanted (`bool | list[int]`): All or none of them, or which, as in transformers' `output_hidden_states`.
+    """
+
+    def __init__(self, wanted=False):
+        self.kwargs = {} if wanted is False else {"output_hidden_states": wanted}  # of the transformer
+        self.layers = None  # list of `(F, width)`, the input first; None in it for a layer not wanted
+
+    def add(self, outputs, rows: torch.Tensor, length: int):
+        """Takes in outputs at `rows`, `(R, L)` indices into the stream of that length, where -1 is padding."""
+        states = outputs.hidden_states if self.kwargs else None
+        if states is None:
+            return
+        if self.layers is None:
+            self.layers = [None if new is None else new.new_zeros(length, new.shape[-1]) for new in states]
+        pairs = zip(self.layers, states, strict=True)
+        real = rows >= 0
+        self.layers = [None if new is None else layer.index_put((rows[real],), new[real]) for layer, new in pairs]
+
+    def gather(self, last: torch.Tensor, function) -> tuple[torch.Tensor | None, ...] | None:
+        """What a function makes of each layer; in the last one's place of the output, `(F, width)`."""
+        if self.layers is None:
+            return None
+        layers = [*self.layers[:-1], None if self.layers[-1] is None else last]
+        return tuple(None if layer is None else function(layer) for layer in layers)
+
+
 def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> torch.Tensor:
     """The mask rule, on streams whose tensors broadcast: a position sees its own sentence and, if causal, no later
     position and the `context_length` positions before it."""
@@ -128,6 +158,7 @@ def run_stream(
     context_length: int = 0,
     packed: bool | None = None,
     latents: tuple[torch.Tensor, Stream] | None = None,
+    hidden_states: HiddenStates | None = None,
 ) -> torch.Tensor:
     """Last hidden states of a stream.
 
@@ -139,10 +170,12 @@ def run_stream(
         context_length: See `visible`.
         packed: One row, or padded batches. By default packed where the attention kernel profits from it.
         latents: What the model cross-attends to, `(K, width)`, and where it stands.
+        hidden_states: Takes in the states of the other layers.
 
     Returns:
         `(F, width)`.
     """
+    hidden_states = hidden_states or HiddenStates()
     implementation = model.config._attn_implementation
     is_flash = "flash" in (implementation or "")
     # cu_seq_lens express sentences alone, not a window that reaches into the sentence before.
@@ -155,8 +188,11 @@ def run_stream(
             position_ids=stream.position_ids[None],
             use_cache=False,
             is_causal=causal,
+            **hidden_states.kwargs,
             **flash_attention_kwargs(stream),
         )
+        rows = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
+        hidden_states.add(hidden, rows, len(inputs_embeds))
         return hidden.last_hidden_state[0]
 
     output = inputs_embeds.new_zeros(inputs_embeds.shape)
@@ -170,9 +206,11 @@ def run_stream(
                 position_ids=query.position_ids,
                 attention_mask=stream_mask(model, query, query, causal, context_length, inputs_embeds.dtype),
                 use_cache=False,
+                **hidden_states.kwargs,
                 **cross_attention_kwargs(model, query, latents),
-            ).last_hidden_state
-            output = output.index_put((rows[real],), hidden[real].to(output.dtype))
+            )
+            hidden_states.add(hidden, rows, len(inputs_embeds))
+            output = output.index_put((rows[real],), hidden.last_hidden_state[real].to(output.dtype))
     return output
 
 
@@ -286,4 +324,4 @@ def mask_attention(model: nn.Module) -> Iterator[None]:
         model.config._attn_implementation = implementation
 
 
-__all__ = ["DecoderPositions", "Stream", "decoder_positions", "run_stream"]
+__all__ = ["DecoderPositions", "HiddenStates", "Stream", "decoder_positions", "run_stream"]
