@@ -7,7 +7,7 @@ padded batches. The mask follows one rule either way, so the results are the sam
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,7 +196,8 @@ def run_stream(
         return hidden.last_hidden_state[0]
 
     output = inputs_embeds.new_zeros(inputs_embeds.shape)
-    with mask_attention(model):
+    takes_block_mask = implementation == "flex_attention" and latents is None
+    with nullcontext() if takes_block_mask else mask_attention(model):
         lengths = piece_lengths(stream, by_row=context_length > 0)
         for rows in padded_batches(lengths.sum()[None] if packed else lengths):
             real = rows >= 0
@@ -229,18 +230,8 @@ def stream_mask(
     Args:
         query, key: Streams with tensors `(R, Q)` and `(R, K)`; the queries are the last Q of the keys.
     """
-    (batch_size, query_length), key_length = query.index.shape, key.index.shape[1]
-    offset = key_length - query_length
-
     if model.config._attn_implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        def rule(batch, head, q, k):
-            at = [(t[batch, q], s[batch, k]) for t, s in zip(vars(query).values(), vars(key).values(), strict=True)]
-            one, other = (Stream(*side) for side in zip(*at, strict=True))
-            return visible(one, other, causal, context_length) | (k == q + offset)
-
-        return create_block_mask(rule, batch_size, None, query_length, key_length, device=str(query.index.device))
+        return flex_mask(query, causal, context_length)
 
     allowed = visible(
         query.map(lambda values: values[:, :, None]),
@@ -249,8 +240,40 @@ def stream_mask(
         context_length,
     )
     # Padding sees itself: a softmax over nothing is NaN, which a masked key would still spread.
-    allowed.diagonal(offset, 1, 2).fill_(True)
+    allowed.diagonal(key.index.shape[1] - query.index.shape[1], 1, 2).fill_(True)
     return mask_tensor(model, allowed, dtype)
+
+
+def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
+    """The rule of `visible` as the block mask of flex attention, for a stream with tensors `(R, L)` that sees itself.
+
+    What a position sees is an interval of its row, so two tensors say it all; with more of them, torch 2.13 does not
+    compile the kernel on CPU.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch_size, length = stream.index.shape
+    position = torch.arange(length, device=stream.index.device).expand(batch_size, -1)
+    padding = stream.index < 0
+    row_begins = begins_run(stream.row, padding)
+    sentence_begins = row_begins | begins_run(stream.sentence, padding)
+    first = torch.where(sentence_begins, position, 0).cummax(1).values
+    if causal:
+        row_first = torch.where(row_begins, position, 0).cummax(1).values
+        first, last = torch.minimum(first, torch.maximum(position - context_length, row_first)), position
+    else:
+        sentence_ends = nn.functional.pad(sentence_begins[:, 1:], (0, 1), value=True)
+        last = torch.where(sentence_ends, position, length).flip(1).cummin(1).values.flip(1)
+
+    def rule(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key >= first[batch, query]) & (key <= last[batch, query])
+
+    return create_block_mask(rule, batch_size, None, length, length, device=str(position.device))
+
+
+def begins_run(values: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """`(R, L)` whether a value differs from the one before it; at padding always."""
+    return nn.functional.pad(values[:, 1:] != values[:, :-1], (1, 0), value=True) | padding
 
 
 def mask_tensor(model: nn.Module, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -312,9 +335,9 @@ def flash_attention_kwargs(stream: Stream) -> dict:
 
 @contextmanager
 def mask_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, a model set to flash attention takes masks: it uses sdpa."""
+    """Within it, a model set to flash or flex attention takes masks as tensors: it uses sdpa."""
     implementation = model.config._attn_implementation
-    if "flash" not in (implementation or ""):
+    if implementation in ("eager", "sdpa", None):
         yield
         return
     model.config._attn_implementation = "sdpa"
