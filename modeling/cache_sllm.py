@@ -41,13 +41,14 @@ class SllmCache(Cache):
     entry_sentence: torch.Tensor  # (batch, entries of the backbone's cache) 0 start, j closed sentence j, -1 hole
     slots: Stream  # of (batch, entries of the decoder's cache); index -1 is a hole
     open_latents: torch.Tensor  # (batch, num_latents, width) what the open sentence cross-attends to
+    last_state: torch.Tensor  # (batch, width) from which the next token is predicted
     slots_wanted: int  # the decoder's cache is trimmed when it has twice as many slots
 
     def _forget(self) -> None:
         self.token_ids = self.token_mask = self.token_closes = None
         self.open_ids = self.open_length = None
         self.num_tokens = self.num_sentences = None
-        self.entry_sentence = self.slots = self.open_latents = None
+        self.entry_sentence = self.slots = self.open_latents = self.last_state = None
         self.slots_wanted = 0
 
     @property
@@ -105,7 +106,10 @@ class SllmCache(Cache):
         row = torch.arange(len(before), device=states.device)
         # The last sentence that each row has begun; where that is a new one, its latents replace the old.
         self.open_latents = before.clone()
-        self.open_latents[stream.row[::num_latents]] = states.view(-1, num_latents, width)
+        begun = stream.row[::num_latents]  # (J,) in order
+        is_last = torch.ones_like(begun, dtype=torch.bool)
+        is_last[:-1] = begun[1:] != begun[:-1]
+        self.open_latents[begun[is_last]] = states.view(-1, num_latents, width)[is_last]
         row, sentence = row.repeat_interleave(num_latents), self.num_sentences.repeat_interleave(num_latents)
         old = Stream(row, sentence, torch.zeros_like(row), torch.zeros_like(row))
         if self.is_empty:
@@ -223,7 +227,8 @@ class SllmCache(Cache):
         first = self._first_needed()
         present = (self.slots.index >= first[:, None]).sum(1)
         lost_latents = crosses_sentence and self.open_latents is not None
-        self.must_replay = lost_latents or bool((present < self.num_positions - first).any())
+        lost_slots = bool((present < self.num_positions - first).any())
+        self.must_replay = self.must_replay or lost_latents or lost_slots
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._map_rows(lambda values: values.index_select(0, beam_idx.to(values.device)), "reorder_cache", beam_idx)

@@ -5,6 +5,7 @@ the backbone runs once per sentence for the whole batch, not each time some row 
 """
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -18,13 +19,13 @@ from .cache_sllm import SllmCache
 class SllmGenerationMixin(GenerationMixin):
     """`generate` for the sentence-level language model."""
 
-    def generate(self, inputs=None, generation_config=None, max_sentences: float | None = None, **kwargs):
+    def generate(self, inputs=None, generation_config=None, *args, max_sentences: float | None = None, **kwargs):
         """As `GenerationMixin.generate`, with one option more.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
                 the sentence loop; `math.inf` for no limit. A streamer then gets whole sentences. For greedy search
-                and sampling.
+                and sampling. Where nothing else bounds the length, so many of the longest sentences do.
 
         Raises:
             ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache.
@@ -37,15 +38,15 @@ class SllmGenerationMixin(GenerationMixin):
             if max_sentences < 1:
                 raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
             generation_config = copy.deepcopy(generation_config or self.generation_config)
+            kwargs = generation_config.update(**kwargs)
             generation_config.max_sentences = max_sentences
-            mode = copy.deepcopy(generation_config)
-            mode.update(**{key: value for key, value in kwargs.items() if hasattr(mode, key)})
-            mode = mode.get_generation_mode(kwargs.get("assistant_model"))
-            if mode.value not in ("greedy_search", "sample"):
-                raise ValueError(
-                    f"`max_sentences` came with {mode.value}: it works with greedy search and sampling only."
-                )
-        return super().generate(inputs, generation_config, **kwargs)
+            bounds = (generation_config.max_length, generation_config.max_new_tokens)
+            if bounds == (None, None) and max_sentences < math.inf:
+                generation_config.max_new_tokens = int(max_sentences) * self.config.max_sentence_length
+            mode = generation_config.get_generation_mode(kwargs.get("assistant_model")).value
+            if mode not in ("greedy_search", "sample"):
+                raise ValueError(f"`max_sentences` came with {mode}: it is for greedy search and sampling.")
+        return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -156,7 +157,8 @@ class SllmGenerationMixin(GenerationMixin):
             sequences=written.ids,
             scores=tuple(scores) if keep_scores else None,
             logits=tuple(raw_logits) if keep_logits else None,
-            past_key_values=cache,
+            # In a batch, rows that waited have columns in it that the text has not.
+            past_key_values=cache if batch_size == 1 else None,
         )
 
 

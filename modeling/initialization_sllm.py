@@ -1,81 +1,127 @@
 """Beginning from a pretrained language model: which weights go where."""
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .presets_sllm import select_layers
 from .segmentation_sllm import boundary_tokens
 
 
-@torch.no_grad()
-def initialize_from_backbone(
-    cls, backbone, tokenizer, encoder_layers, decoder_layers, unit: str, preset: str, fields: dict
-):
-    """What `SllmForCausalLM.from_backbone` and `SentenceVaeModel.from_backbone` do; see there."""
-    if preset not in ("default", "paper"):
-        raise ValueError(f'`preset` is {preset!r}: it must be "default" or "paper".')
-    if isinstance(backbone, str) or not isinstance(backbone, nn.Module):
-        if tokenizer is None and "boundary_token_ids" not in fields:
-            tokenizer = AutoTokenizer.from_pretrained(backbone)
-        backbone = AutoModelForCausalLM.from_pretrained(backbone)
-    if not isinstance(backbone, PreTrainedModel) or backbone.get_output_embeddings() is None:
-        raise TypeError(f"`backbone` is a {type(backbone).__name__}: it must be a transformers causal language model.")
-    if "boundary_token_ids" not in fields:
-        if tokenizer is None:
-            raise TypeError("pass `tokenizer`, which shows what tokens close a sentence, or `boundary_token_ids`.")
-        fields = {**boundary_tokens(tokenizer, unit), **fields}
+class FromBackboneMixin:
+    """Adds `from_backbone` to a model."""
 
-    head = backbone.get_output_embeddings()
-    text_config = backbone.config.get_text_config(decoder=True)
-    make_config = cls.config_class.paper if preset == "paper" else cls.config_class.from_text_config
-    chosen = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
-    config = make_config(
-        text_config,
-        **{name: layers for name, layers in chosen.items() if layers is not None},
-        lm_head_bias=getattr(head, "bias", None) is not None,
-        **fields,
-    )
-    model = cls(config).to(device=backbone.device, dtype=backbone.dtype)
-    model.generation_config = backbone.generation_config
-    sizes = [config.sentence_encoder_config.num_hidden_layers, config.sentence_decoder_config.num_hidden_layers]
-    layers = select_layers(text_config, *(given or size for given, size in zip(chosen.values(), sizes, strict=True)))
-    copy_weights(model, backbone, *layers)
-    return model
+    config_class: Any
+
+    @classmethod
+    @torch.no_grad()
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder_layers: int | list[int] | None = None,
+        decoder_layers: int | list[int] | None = None,
+        unit: str = "sentence",
+        preset: str = "default",
+        **kwargs: Any,
+    ) -> Any:
+        """Wraps a causal language model.
+
+        The embeddings, the LM head and the backbone are the model's own; the encoder and the decoder begin as copies
+        of some of its layers. What is new, the maps to and from latents, has to be trained. A sentence VAE has copies
+        of embeddings and head, and no backbone.
+
+        Args:
+            backbone: A name or path for `AutoModelForCausalLM.from_pretrained`, or the model, which is then shared.
+            tokenizer: Shows which tokens close a sentence; by default the backbone's. Not needed where
+                `boundary_token_ids` is given.
+            encoder_layers, decoder_layers: See `SentenceVaeConfig.from_text_config`.
+            unit: `"sentence"` or `"clause"`, see `boundary_tokens`.
+            preset: `"default"`, or `"paper"` for `SentenceVaeConfig.paper`.
+            kwargs: Fields of the config.
+
+        Raises:
+            TypeError: If a keyword is no field of the config, or the backbone is no causal language model.
+            ValueError: If a field, `unit` or `preset` cannot be.
+        """
+        if preset not in ("default", "paper"):
+            raise ValueError(f'`preset` is {preset!r}: it must be "default" or "paper".')
+        if not isinstance(backbone, nn.Module):
+            if tokenizer is None and "boundary_token_ids" not in kwargs:
+                tokenizer = AutoTokenizer.from_pretrained(backbone)
+            backbone = AutoModelForCausalLM.from_pretrained(backbone)
+        if not isinstance(backbone, PreTrainedModel) or backbone.get_output_embeddings() is None:
+            raise TypeError(f"`backbone` is a {type(backbone).__name__}: it must be a causal language model.")
+        if "boundary_token_ids" not in kwargs:
+            if tokenizer is None:
+                raise TypeError("pass `tokenizer`, which shows what tokens close a sentence, or `boundary_token_ids`.")
+            kwargs = {**boundary_tokens(tokenizer, unit), **kwargs}
+
+        text_config = backbone.config.get_text_config(decoder=True)
+        make_config = cls.config_class.paper if preset == "paper" else cls.config_class.from_text_config
+        given = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+        config = make_config(
+            text_config,
+            **{name: layers for name, layers in given.items() if layers is not None},
+            lm_head_bias=getattr(backbone.get_output_embeddings(), "bias", None) is not None,
+            **kwargs,
+        )
+        model: Any = cls(config)  # type: ignore[call-arg]
+        model = model.to(device=backbone.device, dtype=backbone.dtype)
+        model.generation_config = copy.deepcopy(backbone.generation_config)
+        copy_weights(model, backbone, encoder_layers, decoder_layers)
+        return model.train(backbone.training)
 
 
 def copy_weights(
-    model: PreTrainedModel, backbone: PreTrainedModel, encoder_layers: list[int], decoder_layers: list[int]
+    model: PreTrainedModel,
+    backbone: PreTrainedModel,
+    encoder_layers: int | list[int] | None,
+    decoder_layers: int | list[int] | None,
 ) -> None:
     """Embeddings, head and layers of a backbone into a model that was built for it."""
     source = backbone.base_model
-    table, head = source.get_input_embeddings(), backbone.get_output_embeddings()
     body = getattr(model, "model", model)
     if hasattr(body, "language_model"):
         body.language_model = source
         model.config.text_config = source.config
     else:
-        model.get_input_embeddings().load_state_dict(table.state_dict())
-    model.lm_head.load_state_dict(head.state_dict())
+        model.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
+    model.lm_head.load_state_dict(backbone.get_output_embeddings().state_dict())
     model.tie_weights()
     encoder, decoder = body.sentence_encoder, body.sentence_decoder
-    copy_layers(source, encoder.model, encoder_layers)
-    copy_layers(source, decoder.model, decoder_layers)
+    for part, layers, which in ((encoder, encoder_layers, 0), (decoder, decoder_layers, 1)):
+        if is_smaller_kind(part.model, source):
+            layers = part.model.config.num_hidden_layers if layers is None else layers
+            copy_layers(source, part.model, select_layers(source.config, layers, layers)[which])
 
     # What enters a pretrained transformer has the scale that its token embeddings have.
-    scale = table.weight.float().pow(2).mean().sqrt()
-    maps = [decoder.latent_prefix, *([body.latent_input] if hasattr(body, "latent_input") else [])]
-    for linear in maps:
-        linear.weight.mul_(scale / (linear.weight.float().pow(2).mean() * linear.in_features).sqrt())
+    table = source.get_input_embeddings()
+    some = torch.arange(min(1000, table.num_embeddings), device=backbone.device)
+    scale = table(some).float().pow(2).mean().sqrt()
+    for linear in (decoder.latent_prefix, getattr(body, "latent_input", None)):
+        if linear is not None:
+            linear.weight.mul_(scale / (linear.weight.float().pow(2).mean() * linear.in_features).sqrt())
     queries = getattr(encoder, "latent_queries", None)
     if queries is not None:
         queries.weight.mul_(scale / queries.weight.float().pow(2).mean().sqrt())
 
 
+def is_smaller_kind(model: PreTrainedModel, source: PreTrainedModel) -> bool:
+    """Whether a model is the source with fewer layers, so that layers can be copied; else it stays random."""
+    if model.config.model_type != source.config.model_type:
+        return False
+    available = {key: value.shape for key, value in source.state_dict().items()}
+    return model.config.num_hidden_layers <= source.config.num_hidden_layers and all(
+        available.get(key) == value.shape for key, value in model.state_dict().items()
+    )
+
+
 def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> None:
     """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind."""
-    if source.config.model_type != target.config.model_type or source.config.hidden_size != target.config.hidden_size:
-        return  # another architecture: it stays random
     name = next(
         name
         for name, module in source.named_modules()

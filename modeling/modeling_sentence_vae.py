@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import AutoModel, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_sentence_vae import SentenceVaeConfig
+from .initialization_sllm import FromBackboneMixin
 from .packing_sllm import (
     DecoderPositions,
     HiddenStates,
@@ -265,6 +266,13 @@ def all_rows(table: nn.Embedding, device: torch.device) -> torch.Tensor:
     return table(torch.arange(table.num_embeddings, device=device))
 
 
+def adjust_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What some language models do to the LM head's output: Granite and Cohere scale it, Gemma 2 caps it."""
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def project(inputs: int | None, outputs: int) -> nn.Module:
     """A linear map where the widths differ."""
     return nn.Identity() if inputs in (None, outputs) else nn.Linear(inputs, outputs, bias=False)
@@ -365,7 +373,7 @@ def unit_linear(linear: nn.Linear, scale: float = 1.0) -> None:
     init.zeros_(linear.bias)
 
 
-class SentenceVaeModel(SentenceVaePreTrainedModel):
+class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
     """Sentences to latents and back, by themselves: stage 1 of the training (paper, section 3.1)."""
 
     _auto_class = "AutoModel"  # saving a model saves its code too
@@ -413,8 +421,16 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
             One tensor of token ids for each sentence.
         """
         return self.sentence_decoder.write(
-            latents, self.get_input_embeddings(), self.lm_head, self.segmenter.closes, self.config.max_sentence_length
+            latents,
+            self.get_input_embeddings(),
+            self.compute_logits,
+            self.segmenter.closes,
+            self.config.max_sentence_length,
         )
+
+    def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """`(…, width)` states to `(…, vocab)` logits."""
+        return adjust_logits(self.lm_head(states), self.config.token_config)
 
     def reconstruct(
         self,
@@ -458,7 +474,7 @@ class SentenceVaeModel(SentenceVaePreTrainedModel):
         layers = self.wanted_layers(output_hidden_states)
         states, positions = reconstruction_states(self.sentence_decoder, layout, embeds, latents, hidden_states=layers)
         before = positions.token_slot - 1  # each token is predicted from the position before it
-        token_logits = self.lm_head(states[before])  # (N, vocab)
+        token_logits = self.compute_logits(states[before])  # (N, vocab)
         logits = scatter_tokens(token_logits, layout, shape)
         stop_logits = None
         if self.config.stop_head:

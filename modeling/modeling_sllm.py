@@ -6,23 +6,23 @@ predicted latents, tokens of j ──► SentenceDecoder ──► states, one f
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .cache_sllm import SllmCache
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
-from .initialization_sllm import initialize_from_backbone
+from .initialization_sllm import FromBackboneMixin
 from .modeling_sentence_vae import (
     SentenceDecoder,
     SentenceEncoder,
     SentenceVaePreTrainedModel,
+    adjust_logits,
     all_rows,
     kl_divergence,
     reconstruction_states,
@@ -34,7 +34,7 @@ from .modeling_sentence_vae import (
 )
 from .packing_sllm import DecoderPositions, decoder_positions
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs, check_mask, check_positions
+from .validation_sllm import check_inputs, check_length, check_mask, check_positions
 
 
 @dataclass
@@ -168,6 +168,7 @@ class SllmModel(SllmPreTrainedModel):
             if not begins:
                 position_ids = position_ids + cache.num_sentences[:, None] + 1
             attention_mask = cache.append_sentences(position_ids.masked_fill(~sentence_mask, -1))
+        check_length(position_ids, self.config.text_config, "text_config")
         embeds = self.latent_input(states.to(self.latent_input.weight.dtype))
         states = self.language_model(
             inputs_embeds=embeds.to(self.get_input_embeddings().weight.dtype),
@@ -200,7 +201,7 @@ class SllmModel(SllmPreTrainedModel):
             past_key_values: The cache.
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
                 then the ids only show where sentences end. Not with a cache.
-            use_cache: Whether to fill a cache.
+            use_cache: Whether to make a cache; by default none is made.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
         """
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
@@ -214,6 +215,11 @@ class SllmModel(SllmPreTrainedModel):
         if cache is not None and cache.must_replay:
             input_ids, mask = torch.cat([cache.token_ids, input_ids], 1), torch.cat([cache.token_mask, mask], 1)
             cache.reset()
+
+        if cache is not None and not cache.is_empty and not mask.any():  # nothing but padding
+            cache.append_tokens(input_ids, mask, mask)
+            states = cache.last_state[:, None].expand(-1, length, -1)
+            return SllmModelOutput(last_hidden_state=states, past_key_values=cache)
 
         past = None if cache is None or cache.is_empty else cache.past
         open_length = None if past is None else cache.open_length
@@ -236,15 +242,23 @@ class SllmModel(SllmPreTrainedModel):
             past=past,
         )
         layers = self.wanted_layers(output_hidden_states)
+        check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
         states = self.sentence_decoder(predicted, embeds, positions, cache=cache, hidden_states=layers)  # (F, width)
         if cache is not None:
             cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
         slot = self._output_slots(positions, layout, mask, begins=past is None)[:, -length:]
+        last_hidden_state = states[slot]
+        if past is not None:
+            # Before a row's first new token stands what follows the last one it had.
+            unseen = mask[:, -length:].cumsum(1) == 0
+            last_hidden_state = torch.where(unseen[..., None], cache.last_state[:, None], last_hidden_state)
+        if cache is not None:
+            cache.last_state = last_hidden_state[:, -1]
         token_states = None
         if self.config.stop_head:
             token_states = scatter_tokens(states[positions.token_slot], layout, mask.shape)[:, -length:]
         output = SllmModelOutput(
-            last_hidden_state=states[slot],
+            last_hidden_state=last_hidden_state,
             past_key_values=cache,
             hidden_states=layers.gather(states, lambda layer: layer[slot]),
             token_states=token_states,
@@ -277,9 +291,7 @@ class SllmModel(SllmPreTrainedModel):
         sentence_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
     ) -> SllmCache | None:
-        if use_cache is None:
-            use_cache = past_key_values is not None
-        if not use_cache:
+        if past_key_values is None and not use_cache:
             return None
         # A class loaded with the remote code has another identity, so the name decides.
         if past_key_values is not None and type(past_key_values).__name__ != "SllmCache":
@@ -333,7 +345,7 @@ class SllmModel(SllmPreTrainedModel):
         return predicted[sentence_mask]
 
 
-class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
+class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixin):
     """The model with its LM head: a causal language model like any other, that thinks a sentence at a time."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -347,36 +359,6 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
         self.tie_head(self.get_input_embeddings(), "lm_head.weight")
         self.post_init()
-
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: str | PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        encoder_layers: int | list[int] | None = None,
-        decoder_layers: int | list[int] | None = None,
-        unit: str = "sentence",
-        preset: str = "default",
-        **kwargs: Any,
-    ) -> "SllmForCausalLM":
-        """Wraps a causal language model.
-
-        The embeddings, the LM head and the backbone are the model's own; the encoder and the decoder begin as copies
-        of some of its layers. What is new, the maps to and from latents, has to be trained.
-
-        Args:
-            backbone: A name or path for `AutoModelForCausalLM.from_pretrained`, or the model, which is then shared.
-            tokenizer: Shows which tokens close a sentence; by default the backbone's. Not needed where
-                `boundary_token_ids` is given.
-            encoder_layers, decoder_layers: See `SllmConfig.from_text_config`.
-            unit: `"sentence"` or `"clause"`, see `boundary_tokens`.
-            preset: `"default"`, or `"paper"` for `SllmConfig.paper`.
-            kwargs: Fields of `SllmConfig`.
-
-        Raises:
-            TypeError: If a keyword is no field of the config, or the backbone is no causal language model.
-        """
-        return initialize_from_backbone(cls, backbone, tokenizer, encoder_layers, decoder_layers, unit, preset, kwargs)
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
@@ -420,10 +402,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         )
 
     def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """`(…, width)` states to `(…, vocab)` logits, capped as the backbone's are."""
-        logits = self.lm_head(states)
-        cap = getattr(self.config.text_config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        """`(…, width)` states to `(…, vocab)` logits."""
+        return adjust_logits(self.lm_head(states), self.config.text_config)
 
     def forward(
         self,
@@ -437,7 +417,6 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
@@ -447,7 +426,6 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
             logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
             num_items_in_batch: What the loss is divided by, by default the number of labels scored.
-            shift_labels: `(batch, length)`, labels already aligned with the logits; they replace `labels`.
             output_attentions: Refused if true: no attention is between tokens of the whole text.
 
         The rest is as in `SllmModel.forward`.
@@ -456,11 +434,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
             raise ValueError(
                 "`output_attentions` is true: attention is within sentences and between them. Hook the parts."
             )
-        if shift_labels is not None:
-            # Labels of the tokens themselves, which is what `labels` are; the last column is beyond the input.
-            labels = F.pad(shift_labels, (1, 0), value=-100)
-        elif labels is not None:
-            labels = F.pad(labels, (0, 1), value=-100)
+        if labels is not None and past_key_values is not None:
+            raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError(
                 f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
@@ -511,9 +486,11 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
     ) -> dict[str, torch.Tensor]:
         """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
         layout = outputs.layout
-        # A text's first token is not scored, wherever padding puts it: labels count after a token only.
-        targets = labels.new_full((labels[:, 1:].numel(),), -100)
-        targets[layout.token_index] = labels[:, 1:].flatten()[layout.token_index]
+        own = labels.flatten()[layout.token_index]  # (N,)
+        # Each token is scored after the one before it, whatever padding lies between; a text's first one is not.
+        follows = layout.token_row[1:] == layout.token_row[:-1]
+        targets = labels.new_full((labels.numel(),), -100)
+        targets[layout.token_index[:-1]] = torch.where(follows, own[1:], -100)
         items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         gamma = self.config.focal_gamma if self.training else 0.0
         losses = {"next_sentence": token_loss(logits.flatten(0, 1), targets, gamma, items)}
@@ -528,8 +505,8 @@ class SllmForCausalLM(SllmPreTrainedModel, SllmGenerationMixin):
                 outputs.latents,
                 context_length=0,
             )
-            own = labels[:, :-1].flatten()[closed.token_index]
             own_logits = self.compute_logits(states[positions.token_slot - 1])
+            own = labels.flatten()[closed.token_index]
             losses["reconstruction"] = token_loss(own_logits, own, gamma, items)
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items

@@ -52,9 +52,11 @@ def select_layers(
         decoder_layers = max(1, total // 2)
     if isinstance(encoder_layers, int):
         encoder_layers = list(range(encoder_layers))
-    if isinstance(decoder_layers, int):
+    if isinstance(decoder_layers, int) and decoder_layers <= total:
         last = decoder_layers // 2
         decoder_layers = [*range(decoder_layers - last), *range(total - last, total)]
+    if isinstance(decoder_layers, int):
+        raise ValueError(f"`decoder_layers` is {decoder_layers}: the language model has {total} layers.")
     for name, layers in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
         if not layers or not all(0 <= layer < total for layer in layers):
             raise ValueError(f"`{name}` selects {layers}: it must select at least one of the layers 0 to {total - 1}.")

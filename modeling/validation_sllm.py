@@ -97,6 +97,19 @@ def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, ...], devi
     return attention_mask.to(device=device, dtype=torch.bool)
 
 
+def check_length(position_ids: torch.Tensor, config: PreTrainedConfig, name: str) -> None:
+    """Refuses a text beyond the positions that a model has learned; rotary ones go on."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or hasattr(config, "rope_parameters"):
+        return
+    longest = int(position_ids.max()) + 1
+    if longest > limit:
+        remedy = "" if name == "text_config" else ", or set `decoder_context_length` to 0"
+        raise ValueError(
+            f"`{name}.max_position_embeddings` is {limit}: this text needs {longest} positions. Cut it{remedy}."
+        )
+
+
 def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> None:
     """Refuses several texts packed into one row, which positions that start again would mean."""
     if position_ids is None or mask.shape[1] < 2:

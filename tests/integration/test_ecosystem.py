@@ -76,6 +76,19 @@ def test_plain_trainer_trains_it_and_accumulation_changes_nothing(tmp_path, step
     torch.testing.assert_close(model.lm_head.weight, whole.lm_head.weight, rtol=1e-3, atol=1e-4)
 
 
+def test_trainer_evaluates_it(tmp_path):
+    """The loss in evaluation is the cross-entropy, and what is predicted is logits."""
+    model, token_ids = tiny_sllm(stop_head=True), random_ids(4, 20)
+    data = [{"input_ids": row, "labels": row} for row in token_ids]
+    arguments = TrainingArguments(output_dir=tmp_path, use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = Trainer(model, arguments, eval_dataset=data)
+    with torch.no_grad():
+        expected = model(token_ids, labels=token_ids)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    predicted = trainer.predict(data)
+    assert predicted.predictions == pytest.approx(expected.logits.numpy(), abs=1e-4)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_the_model_computes_the_same(duplicate):
     model, token_ids = tiny_sllm(), random_ids(2, 20)

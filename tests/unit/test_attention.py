@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import option_model, random_ids, tiny_sllm
+from models import option_model, padded, random_ids, tiny_sllm
 
 from hf_sllm.modeling.packing_sllm import Stream, flash_attention_kwargs, padded_batches, visible
 
@@ -85,6 +85,16 @@ def test_an_implementation_set_for_the_whole_reaches_every_part(implementation):
     layers = [module for module in model.modules() if type(module).__name__ == "LlamaAttention"]
     assert len(layers) == 3 + 2 + 2
     assert {layer.config._attn_implementation for layer in layers} == {implementation}
+
+
+@torch.no_grad()
+def test_flex_attention_gives_the_logits_of_sdpa():
+    """On CPU it runs forward only, and compiles its kernel once: half a minute."""
+    for option in ("default", "sentence_alone"):
+        model, (token_ids, mask) = option_model(option), padded([random_ids(1, n)[0] for n in (30, 11)], "left")
+        expected = model(token_ids, mask).logits[mask.bool()]
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(model(token_ids, mask).logits[mask.bool()], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import BACKBONES, BOUNDARIES, random_ids, tiny_backbone, tiny_sllm
-from transformers import AutoModelForCausalLM
+from models import BACKBONES, BOUNDARIES, COMMON, LLAMA_LIKE, random_ids, tiny_backbone, tiny_sllm
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_sllm.modeling import SllmForCausalLM
+from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -64,3 +64,49 @@ def test_the_real_small_model_can_be_wrapped_by_its_path(shared):
     assert model(token_ids, labels=token_ids).loss.isfinite()
     backbone = AutoModelForCausalLM.from_pretrained(path)
     assert torch.equal(model.model.language_model.norm.weight, backbone.model.norm.weight)
+
+
+@pytest.mark.parametrize(
+    "model_type, field, value",
+    [("granite", "logits_scaling", 8.0), ("cohere", "logit_scale", 0.25), ("gemma2", "final_logit_softcapping", 0.5)],
+)
+def test_logits_are_scaled_and_capped_as_the_backbones_are(model_type, field, value):
+    config = AutoConfig.for_model(model_type, **{**COMMON, **LLAMA_LIKE, field: value})
+    backbone, token_ids = AutoModelForCausalLM.from_config(config).eval(), random_ids(2, 5)
+    model = SllmForCausalLM.from_backbone(backbone, boundary_token_ids=BOUNDARIES, max_sentence_length=9)
+    states = backbone.model(token_ids).last_hidden_state
+    torch.testing.assert_close(model.compute_logits(states), backbone(token_ids).logits)
+
+
+def test_what_enters_the_transformers_has_the_scale_of_the_token_embeddings():
+    """Gemma scales embeddings as it looks them up, so the table alone does not tell."""
+    for name in ("llama", "gemma3"):
+        backbone = tiny_backbone(name)
+        model = SllmForCausalLM.from_backbone(backbone, boundary_token_ids=BOUNDARIES, latent_size=256)
+        expected = backbone.get_input_embeddings()(torch.arange(61)).pow(2).mean().sqrt()
+        prefix = model.model.sentence_decoder.latent_prefix(torch.randn(500, 256)).pow(2).mean().sqrt()
+        queries = model.model.sentence_encoder.latent_queries.weight.pow(2).mean().sqrt()
+        assert 0.8 < prefix / expected < 1.25 and 0.8 < queries / expected < 1.25
+
+
+@pytest.mark.parametrize("hidden_size", [32, 48])
+def test_a_part_of_another_architecture_or_width_stays_random_and_works(tmp_path, hidden_size):
+    decoder = AutoConfig.for_model(
+        "gpt2", n_embd=hidden_size, n_layer=5, n_head=4, n_positions=256, vocab_size=61, bos_token_id=1, eos_token_id=2
+    )
+    model = tiny_sllm(sentence_decoder_config=decoder, decoder_layers=None)
+    token_ids = random_ids(2, 20)
+    logits = model(token_ids, labels=token_ids).logits
+    cached = model(token_ids, use_cache=True).logits
+    torch.testing.assert_close(cached, logits, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SllmForCausalLM.from_pretrained(tmp_path)(token_ids).logits, logits)
+
+
+def test_a_sentence_vae_begins_from_a_backbone_too():
+    backbone = tiny_backbone()
+    model = SentenceVaeModel.from_backbone(backbone, boundary_token_ids=BOUNDARIES, encoder_layers=1, decoder_layers=2)
+    assert torch.equal(model.get_input_embeddings().weight, backbone.get_input_embeddings().weight)
+    assert model.get_input_embeddings().weight is not backbone.get_input_embeddings().weight
+    decoder = model.sentence_decoder.model.layers
+    assert torch.equal(decoder[1].mlp.up_proj.weight, backbone.model.layers[2].mlp.up_proj.weight)

@@ -50,6 +50,18 @@ CASES = {
         "is a DynamicCache",
     ),
     "labels for some logits": (lambda model, _: model(IDS, labels=IDS, logits_to_keep=3), "`logits_to_keep` is 3"),
+    "labels and a cache": (
+        lambda model, _: model(IDS, labels=IDS, past_key_values=model(IDS, use_cache=True).past_key_values),
+        "`labels` came with `past_key_values`",
+    ),
+    "a text beyond the learned positions": (
+        lambda *_: tiny_sllm("gpt2")(random_ids(1, 300)),
+        "`sentence_decoder_config.max_position_embeddings` is 256",
+    ),
+    "more sentences than learned positions": (
+        lambda *_: tiny_sllm("gpt2", decoder_context_length=0)(torch.full((1, 300), 5)),
+        "`text_config.max_position_embeddings` is 256",
+    ),
     "no sentences": (lambda model, _: model.generate(IDS, max_sentences=0), "`max_sentences` is 0"),
     "sentences in beams": (
         lambda model, _: model.generate(IDS, max_sentences=2, num_beams=2),

@@ -88,3 +88,37 @@ def test_rows_that_wait_are_left_as_they_are():
     logits = model(more, torch.tensor([[0] * 10, [1] * 10]), past_key_values=cache, use_cache=True).logits
     whole = model(torch.cat([token_ids[1:], more[1:]], 1)).logits
     torch.testing.assert_close(logits[1:], whole[:, -10:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_cache_may_be_cropped_again_before_it_is_used(option):
+    model, token_ids, more = option_model(option), random_ids(1, 60), random_ids(1, 14, seed=5)
+    for first, second in ((20, 1), (1, 20), (30, 2), (7, 7)):
+        cache = fill(model, token_ids, chunk=1)
+        cache.crop(-first)
+        cache.crop(-second)
+        logits = model(more, past_key_values=cache, use_cache=True).logits
+        whole = model(torch.cat([token_ids[:, : 60 - first - second], more], 1)).logits[:, -14:]
+        torch.testing.assert_close(logits, whole, **TOLERANCE)
+
+
+def test_a_cache_that_is_given_is_used():
+    model, token_ids = tiny_sllm(), random_ids(1, 20)
+    cache = fill(model, token_ids[:, :12])
+    logits = model(token_ids[:, 12:], past_key_values=cache, use_cache=False).logits
+    torch.testing.assert_close(logits, model(token_ids).logits[:, 12:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_chunks_of_padding_repeat_the_last_logits(side):
+    """The third row has chunks with nothing in them, on either side; in the last chunk no row has anything."""
+    model = tiny_sllm()
+    token_ids, mask = padded([random_ids(1, length, seed=length)[0] for length in (20, 13, 3)], side)
+    pad = torch.zeros(3, 4, dtype=torch.long)
+    token_ids, mask = torch.cat([token_ids, pad], 1), torch.cat([mask, pad], 1)
+    cache, logits = None, []
+    for start in range(0, 24, 4):
+        outputs = model(token_ids[:, start : start + 4], mask[:, : start + 4], past_key_values=cache, use_cache=True)
+        cache = outputs.past_key_values
+        logits.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), model(token_ids, mask).logits, **TOLERANCE)

@@ -43,6 +43,7 @@ def test_a_field_that_cannot_be_is_refused_by_name(field, value, says):
     [
         ({"num_latent": 2}, TypeError, "num_latent"),
         ({"encoder_layers": 4}, ValueError, "encoder_layers"),
+        ({"decoder_layers": 4}, ValueError, "decoder_layers"),
         ({"decoder_layers": []}, ValueError, "decoder_layers"),
         ({"decoder_layers": [0, 3]}, ValueError, "decoder_layers"),
         ({"preset": "papre"}, ValueError, "preset"),

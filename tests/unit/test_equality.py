@@ -146,3 +146,13 @@ def test_gradient_checkpointing_changes_no_gradient():
     for name, gradient in gradients[0].items():
         if gradient is not None:
             torch.testing.assert_close(gradients[1][name], gradient, **TOLERANCE)
+
+
+def test_a_hole_in_the_mask_scores_the_text_without_it():
+    model, text = tiny_sllm(), random_ids(1, 20)
+    mask = torch.ones(1, 26, dtype=torch.long)
+    mask[0, 8:14] = 0
+    token_ids = torch.zeros_like(mask)
+    token_ids[mask.bool()] = text[0]
+    loss = model(token_ids, mask, labels=token_ids, num_items_in_batch=1).loss
+    torch.testing.assert_close(loss, model(text, labels=text, num_items_in_batch=1).loss, **TOLERANCE)

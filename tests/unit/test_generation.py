@@ -208,6 +208,29 @@ def test_a_prompt_may_be_read_in_chunks():
     assert torch.equal(model.generate(prompt, prefill_chunk_size=7, **GREEDY), model.generate(prompt, **GREEDY))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_prompts_may_be_read_in_chunks(side):
+    model = tiny_sllm()
+    prompt, mask = padded([random_ids(1, length, seed=length)[0] for length in (17, 4, 11)], side)
+    plain = model.generate(prompt, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(prompt, attention_mask=mask, prefill_chunk_size=5, **GREEDY), plain)
+
+
+def test_max_sentences_alone_bounds_the_length():
+    model, prompt = tiny_sllm(), random_ids(1, 12)
+    model.generation_config.max_length = model.generation_config.max_new_tokens = None
+    written = model.generate(prompt, max_sentences=8, do_sample=False, suppress_tokens=[2])
+    assert sum(closed_sentences(model, written)[12:]) == 8 and written.shape[1] - 12 > 20
+
+
+def test_the_sentence_loop_returns_a_cache_that_fits_the_text_or_none():
+    model = tiny_sllm()
+    options = {"max_sentences": 3, "do_sample": False, "max_new_tokens": 30, "return_dict_in_generate": True}
+    alone = model.generate(random_ids(1, 12), **options)
+    assert alone.past_key_values.get_seq_length() == alone.sequences.shape[1] - 1
+    assert model.generate(random_ids(2, 12), **options).past_key_values is None
+
+
 def test_several_texts_for_one_prompt():
     model, prompt = tiny_sllm(), random_ids(1, 9)
     texts = model.generate(prompt, do_sample=True, num_return_sequences=4, max_new_tokens=12, max_sentences=math.inf)
