@@ -215,6 +215,8 @@ class SllmCache(Cache):
         self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
         self._set_open(self.token_ids, self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1))
         self._count()
+        # The state at the new end is not known: a row that gets nothing but padding next has no distribution.
+        self.last_state = torch.zeros_like(self.last_state)
 
         stale = self.entry_sentence > self.num_sentences[:, None]
         self.entry_sentence = self.entry_sentence.masked_fill(stale, -1)

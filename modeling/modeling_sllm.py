@@ -219,7 +219,7 @@ class SllmModel(SllmPreTrainedModel):
         if cache is not None and not cache.is_empty and not mask.any():  # nothing but padding
             cache.append_tokens(input_ids, mask, mask)
             states = cache.last_state[:, None].expand(-1, length, -1)
-            return SllmModelOutput(last_hidden_state=states, past_key_values=cache)
+            return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
 
         past = None if cache is None or cache.is_empty else cache.past
         open_length = None if past is None else cache.open_length
