@@ -51,16 +51,14 @@ class SllmGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            # The backbone's cache may be any that transformers makes; ours goes around it.
-            super()._prepare_cache_for_generation(
-                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-            )
-            model_kwargs["past_key_values"] = SllmCache(self.config, model_kwargs["past_key_values"])
-            return
+        given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+        made = model_kwargs.get("past_key_values")
+        if given is None and made is not None:
+            # The backbone's cache may be any that transformers makes; ours goes around it.
+            model_kwargs["past_key_values"] = SllmCache(self.config, made)
 
     def _sample(
         self,
