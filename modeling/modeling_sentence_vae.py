@@ -29,7 +29,7 @@ from .packing_sllm import (
     stream_mask,
 )
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs, check_mask
+from .validation_sllm import check_inputs, check_mask, warn_of_attentions
 
 
 @dataclass
@@ -449,6 +449,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> SentenceVaeOutput | tuple:
@@ -460,8 +461,10 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             inputs_embeds: `(batch, length, width)` instead of, or beside, the ids.
             labels: `(batch, length)`, the tokens to reconstruct, not shifted; -100 is left out.
             num_items_in_batch: What the loss is divided by, by default the number of labels.
+            output_attentions: None are returned; if true a warning says so.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
         """
+        warn_of_attentions(output_attentions)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         device = (input_ids if input_ids is not None else inputs_embeds).device
         mask = check_mask(attention_mask, shape, device)

@@ -34,7 +34,7 @@ from .modeling_sentence_vae import (
 )
 from .packing_sllm import DecoderPositions, decoder_positions
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs, check_length, check_mask, check_positions
+from .validation_sllm import check_inputs, check_length, check_mask, check_positions, warn_of_attentions
 
 
 @dataclass
@@ -189,6 +189,7 @@ class SllmModel(SllmPreTrainedModel):
         past_key_values: SllmCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> SllmModelOutput | tuple:
@@ -202,8 +203,10 @@ class SllmModel(SllmPreTrainedModel):
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
                 then the ids only show where sentences end. Not with a cache.
             use_cache: Whether to make a cache; by default none is made.
+            output_attentions: None are returned; if true a warning says so.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
         """
+        warn_of_attentions(output_attentions)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
         device = (input_ids if input_ids is not None else inputs_embeds).device
@@ -420,20 +423,22 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
+        **kwargs: torch.Tensor,
     ) -> SllmOutput | tuple:
         """
         Args:
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
             logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
             num_items_in_batch: What the loss is divided by, by default the number of labels scored.
-            output_attentions: Refused if true: no attention is between tokens of the whole text.
+            shift_labels: `(batch, length)`, labels already aligned with the logits; they replace `labels`. Among the
+                `kwargs`, for Trainer takes each argument with "label" in its name for a column of the data.
 
         The rest is as in `SllmModel.forward`.
         """
-        if output_attentions:
-            raise ValueError(
-                "`output_attentions` is true: attention is within sentences and between them. Hook the parts."
-            )
+        shift_labels = kwargs.pop("shift_labels", None)
+        if kwargs:
+            raise TypeError(f"forward() has no argument {', '.join(kwargs)}.")
+        labels = shift_labels if labels is None else labels
         if labels is not None and past_key_values is not None:
             raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
@@ -448,7 +453,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             past_key_values,
             inputs_embeds,
             use_cache,
-            output_hidden_states=output_hidden_states,
+            output_attentions,
+            output_hidden_states,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.compute_logits(outputs.last_hidden_state[:, kept])
@@ -458,7 +464,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
 
         loss, losses = None, None
         if labels is not None:
-            losses = self._losses(outputs, logits, stop_logits, labels, num_items_in_batch)
+            own, following = self._targets(outputs.layout, labels, shift_labels)
+            losses = self._losses(outputs, logits, stop_logits, own, following, num_items_in_batch)
             weights = {
                 "next_sentence": 1.0,
                 "reconstruction": self.config.reconstruction_weight,
@@ -476,21 +483,32 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         )
         return output if return_dict is not False else output.to_tuple()
 
+    def _targets(
+        self, layout: SentenceLayout, labels: torch.Tensor, shift_labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels `(N,)` of the tokens themselves and of the token after each, whatever padding lies between."""
+        given = (labels if shift_labels is None else shift_labels).flatten()[layout.token_index]
+        follows = layout.token_row[1:] == layout.token_row[:-1]
+        other = torch.full_like(given, -100)
+        if shift_labels is not None:
+            other[1:] = torch.where(follows, given[:-1], -100)
+            return other, given
+        other[:-1] = torch.where(follows, given[1:], -100)
+        return given, other
+
     def _losses(
         self,
         outputs: SllmModelOutput,
         logits: torch.Tensor,
         stop_logits: torch.Tensor | None,
-        labels: torch.Tensor,
+        own: torch.Tensor,
+        following: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
         layout = outputs.layout
-        own = labels.flatten()[layout.token_index]  # (N,)
-        # Each token is scored after the one before it, whatever padding lies between; a text's first one is not.
-        follows = layout.token_row[1:] == layout.token_row[:-1]
-        targets = labels.new_full((labels.numel(),), -100)
-        targets[layout.token_index[:-1]] = torch.where(follows, own[1:], -100)
+        targets = following.new_full((logits.shape[0] * logits.shape[1],), -100)
+        targets[layout.token_index] = following
         items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         gamma = self.config.focal_gamma if self.training else 0.0
         losses = {"next_sentence": token_loss(logits.flatten(0, 1), targets, gamma, items)}
@@ -506,7 +524,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
                 context_length=0,
             )
             own_logits = self.compute_logits(states[positions.token_slot - 1])
-            own = labels.flatten()[closed.token_index]
+            own = own[layout.sentence_closed[layout.token_sentence]]
             losses["reconstruction"] = token_loss(own_logits, own, gamma, items)
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items

@@ -5,6 +5,9 @@ import functools
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def value_errors(config_class):
@@ -120,3 +123,9 @@ def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> No
             "`position_ids` do not count up by one within a row: several texts in one row would be read as one. Give "
             "each text a row of its own; padding costs little here."
         )
+
+
+def warn_of_attentions(output_attentions: bool | None) -> None:
+    """Attention is within sentences and between them: there is none over the whole text to return."""
+    if output_attentions:
+        logger.warning_once("`output_attentions` is true: none are returned. Hook the attention layers of a part.")

@@ -156,3 +156,15 @@ def test_a_hole_in_the_mask_scores_the_text_without_it():
     token_ids[mask.bool()] = text[0]
     loss = model(token_ids, mask, labels=token_ids, num_items_in_batch=1).loss
     torch.testing.assert_close(loss, model(text, labels=text, num_items_in_batch=1).loss, **TOLERANCE)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_labels_that_are_already_shifted_give_the_same_loss(training):
+    model, token_ids = tiny_sllm(reconstruction_weight=1.0).train(training), random_ids(2, 15)
+    shifted = torch.nn.functional.pad(token_ids[:, 1:], (0, 1), value=-100)
+    losses, expected = model(token_ids, shift_labels=shifted).losses, model(token_ids, labels=token_ids).losses
+    torch.testing.assert_close(losses["next_sentence"], expected["next_sentence"], **TOLERANCE)
+    # The first token's own label is the one that shifting drops.
+    assert ("reconstruction" in losses) == training
+    with pytest.raises(TypeError, match="label_smoothing"):
+        model(token_ids, label_smoothing=token_ids)
