@@ -216,6 +216,14 @@ def test_padded_prompts_may_be_read_in_chunks(side):
     assert torch.equal(model.generate(prompt, attention_mask=mask, prefill_chunk_size=5, **GREEDY), plain)
 
 
+def test_the_sentence_loop_runs_the_backbone_once_per_sentence_for_the_whole_batch():
+    model, prompt, calls = tiny_sllm(), random_ids(4, 12), []
+    model.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    options = {"do_sample": False, "max_new_tokens": 200, "suppress_tokens": [2]}
+    model.generate(prompt, max_sentences=5, **options)
+    assert len(calls) == 5  # the prompt, then each sentence but the last
+
+
 def test_max_sentences_alone_bounds_the_length():
     model, prompt = tiny_sllm(), random_ids(1, 12)
     model.generation_config.max_length = model.generation_config.max_new_tokens = None
