@@ -19,26 +19,25 @@ class SentenceVaeConfig(PreTrainedConfig):
     What turns sentences into latents and back (SentenceVAE, arXiv 2408.00655, section 3.1).
 
     Args:
-        sentence_encoder_config (`dict | PreTrainedConfig`): An AutoModel config; it runs bidirectionally.
-        sentence_decoder_config (`dict | PreTrainedConfig`): An AutoModel config; it runs causally.
-        num_latents (`int`): Latent vectors per sentence; 1 in the paper.
-        latent_size (`int`, *optional*): Width of one latent vector; the encoder's width where it is not given.
+        sentence_encoder_config, sentence_decoder_config (`dict | PreTrainedConfig`): AutoModel configs.
+        num_latents, latent_size (`int`): Latent vectors per sentence, 1 in the paper; and their width, by default the
+            token embeddings'.
         max_sentence_length (`int`): A sentence is closed when it has this many tokens; 64 in the paper.
         boundary_token_ids (`list[int]`): Tokens that close a sentence, see `boundary_tokens`; `eos_token_id` does too.
-        clause_token_ids (`list[int]`): Tokens that close a sentence of at least `min_clause_length` tokens.
-        min_clause_length (`int`): See `clause_token_ids`.
+        clause_token_ids (`list[int]`): Further such tokens, for longer sentences.
+        min_sentence_length, min_clause_length (`int`): The fewest tokens that a boundary or a clause token closes.
         decoder_context_length (`int`): How many positions back the decoder sees beyond the sentence; 0 in the paper.
         conditioning (`"prefix" | "cross_attention"`): How the decoder reads a latent: as vectors before the sentence,
             or by cross-attention as in the paper (the decoder's architecture must then have `add_cross_attention`).
         pooling (`"queries" | "sum"`): A latent is the encoder's state at a learned query after the sentence, or, as in
             the paper, the normalised sum of the token states (then `num_latents` is 1).
         stop_head (`bool`): Also predict from each token's state whether it closes the sentence, as in the paper.
-        focal_gamma (`float`): Exponent of the focal loss used in training; 0 is cross-entropy.
+        focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
         stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
-        kl_free_bits (`float`): Bits of KL per latent unit that cost nothing.
-        token_dropout (`float`): Share of the decoder's input tokens that are hidden in training.
-        latent_dropout (`float`): Share of the sentences whose latent is hidden from the decoder in training.
-        latent_noise (`float`): Standard deviation of the Gaussian noise added to latents in training.
+        kl_free_bits, kl_max_bits (`float`): Each unit's KL is clamped to lie between; outside it has no gradient.
+        token_dropout, latent_dropout (`float`): Share of the decoder's input tokens, and of the sentences' latents,
+            hidden from it in training.
+        latent_noise (`float`): Standard deviation of the noise added to latents in training.
         lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
     """
 
@@ -61,6 +60,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     max_sentence_length: int = positive_int_field(default=64)
     boundary_token_ids: list[int] | None = None
     clause_token_ids: list[int] | None = None
+    min_sentence_length: int = positive_int_field(default=2)
     min_clause_length: int = positive_int_field(default=8)
     decoder_context_length: int = interval(min=0)(default=0)
     conditioning: Literal["prefix", "cross_attention"] = "prefix"
@@ -70,6 +70,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     stop_weight: float = interval(min=0.0)(default=1.0)
     kl_weight: float = interval(min=0.0)(default=0.0)
     kl_free_bits: float = interval(min=0.0)(default=0.0)
+    kl_max_bits: float | None = None
     token_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_noise: float = interval(min=0.0)(default=0.0)
@@ -84,8 +85,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.boundary_token_ids = sorted(set(self.boundary_token_ids or []))
         self.clause_token_ids = sorted(set(self.clause_token_ids or []))
-        if self.latent_size is None:
-            self.latent_size = self.token_config.hidden_size
+        self.latent_size = self.token_config.hidden_size if self.latent_size is None else self.latent_size
 
     @property
     def token_config(self) -> PreTrainedConfig:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .presets_sllm import select_layers
 from .segmentation_sllm import boundary_tokens
@@ -26,6 +26,7 @@ class FromBackboneMixin:
         decoder_layers: int | list[int] | None = None,
         unit: str = "sentence",
         preset: str = "default",
+        sentence_vae: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> Any:
         """Wraps a causal language model.
@@ -41,6 +42,8 @@ class FromBackboneMixin:
             encoder_layers, decoder_layers: See `SentenceVaeConfig.from_text_config`.
             unit: `"sentence"` or `"clause"`, see `boundary_tokens`.
             preset: `"default"`, or `"paper"` for `SentenceVaeConfig.paper`.
+            sentence_vae: A trained `SentenceVaeModel`, or its name or path. It gives encoder and decoder, the token
+                embeddings that both read, the LM head, and the fields of the config that describe these.
             kwargs: Fields of the config.
 
         Raises:
@@ -49,6 +52,10 @@ class FromBackboneMixin:
         """
         if preset not in ("default", "paper"):
             raise ValueError(f'`preset` is {preset!r}: it must be "default" or "paper".')
+        if isinstance(sentence_vae, str):
+            sentence_vae = AutoModel.from_pretrained(sentence_vae)
+        if sentence_vae is not None:
+            kwargs = {**fields_of_sentence_vae(sentence_vae.config), **kwargs}
         if not isinstance(backbone, nn.Module):
             if tokenizer is None and "boundary_token_ids" not in kwargs:
                 tokenizer = AutoTokenizer.from_pretrained(backbone)
@@ -73,6 +80,8 @@ class FromBackboneMixin:
         model = model.to(device=backbone.device, dtype=backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
         copy_weights(model, backbone, encoder_layers, decoder_layers)
+        if sentence_vae is not None:
+            copy_sentence_vae(model, sentence_vae)
         return model.train(backbone.training)
 
 
@@ -108,6 +117,28 @@ def copy_weights(
     queries = getattr(encoder, "latent_queries", None)
     if queries is not None:
         queries.weight.mul_(scale / queries.weight.float().pow(2).mean().sqrt())
+
+
+def fields_of_sentence_vae(config: Any) -> dict[str, Any]:
+    """The fields that an SLLM takes over from the config of its sentence VAE."""
+    if config.model_type != "sentence_vae":
+        raise ValueError(f"`sentence_vae` is a {config.model_type!r} model: it must be a sentence VAE.")
+    of_backbone = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "lm_head_bias"}
+    own = [name for name in type(config).__annotations__ if name not in {*of_backbone, "decoder_context_length"}]
+    return {name: copy.deepcopy(getattr(config, name)) for name in own}
+
+
+def copy_sentence_vae(model: PreTrainedModel, sentence_vae: PreTrainedModel) -> None:
+    """Encoder, decoder, token embeddings and head of a sentence VAE into an SLLM."""
+    body = getattr(model, "model", model)
+    for name in ("sentence_encoder", "sentence_decoder"):
+        part = getattr(body, name)
+        given = getattr(sentence_vae, name).state_dict()
+        part.load_state_dict({key: given[key] for key in part.state_dict()})
+    body.get_input_embeddings().load_state_dict(sentence_vae.get_input_embeddings().state_dict())
+    if hasattr(model, "lm_head"):
+        model.lm_head.load_state_dict(sentence_vae.lm_head.state_dict())
+    model.tie_weights()
 
 
 def is_smaller_kind(model: PreTrainedModel, source: PreTrainedModel) -> bool:

@@ -3,20 +3,20 @@
 SentenceVAE, arXiv 2408.00655, section 3.1. Both are transformers built by `AutoModel` and driven by embeddings.
 """
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_sentence_vae import SentenceVaeConfig
 from .initialization_sllm import FromBackboneMixin
+from .losses_sllm import chunked_token_loss, kl_divergence, stop_loss, token_loss
 from .packing_sllm import (
     DecoderPositions,
     HiddenStates,
@@ -29,7 +29,7 @@ from .packing_sllm import (
     stream_mask,
 )
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs, check_mask, warn_of_attentions
+from .validation_sllm import check_inputs, check_mask, check_skip_logits, warn_of_attentions
 
 
 @dataclass
@@ -301,31 +301,6 @@ def drop_inputs(
     return token_embeds, latents
 
 
-def kl_divergence(config: SentenceVaeConfig, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """KL of the latents' Gaussians from the standard normal, in nats, summed over sentences and units."""
-    per_unit = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
-    return per_unit.float().clamp(min=config.kl_free_bits * math.log(2)).sum()
-
-
-def token_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    gamma: float = 0.0,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Mean cross-entropy in nats of logits `(N, vocab)` over the targets `(N,)` that are not -100.
-
-    Args:
-        gamma: Exponent of the focal loss (arXiv 1708.02002, equation 4).
-        num_items_in_batch: What to divide the sum by, by default the number of targets.
-    """
-    nats = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
-    if gamma > 0:
-        nats = nats * (1 - torch.exp(-nats)) ** gamma
-    items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return nats.sum() / items
-
-
 class SentenceVaePreTrainedModel(PreTrainedModel):
     """What the models with a sentence encoder and decoder share: what they support, and how they begin."""
 
@@ -335,6 +310,7 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
     input_modalities = ("text",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch` from Trainer
+    kl_scale = 1.0  # what the KL term's weight is multiplied by: a schedule raises it from 0
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -360,6 +336,24 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
     def wanted_layers(self, output_hidden_states: bool | list[int] | None) -> HiddenStates:
         """Collects the decoder's layers if the argument, or else the config, says so."""
         return HiddenStates(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+
+    def sum_token_loss(
+        self, states: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the targets `(N,)`: of the logits `(N, vocab)` if they exist, else in
+        chunks from the states `(N, width)`. In training it is focal, if the config says so."""
+        gamma = self.config.focal_gamma if self.training else 0.0
+        if logits is None:
+            adjust = functools.partial(adjust_logits, config=self.config.token_config)
+            return chunked_token_loss(states, targets, self.lm_head, adjust, gamma)
+        return token_loss(logits, targets, gamma)
+
+    def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss: its named terms, each with the config's weight for it if there is one."""
+        weights = {"kl": self.config.kl_weight * self.kl_scale, "stop": self.config.stop_weight}
+        if "next_sentence" in losses:
+            weights["reconstruction"] = self.config.reconstruction_weight
+        return torch.stack([weights.get(name, 1.0) * term for name, term in losses.items()]).sum()
 
     def tie_head(self, table: nn.Module, names: str) -> None:
         """Declares the LM head tied to the embeddings, whatever the backbone calls them."""
@@ -452,6 +446,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
+        skip_logits: bool = False,
     ) -> SentenceVaeOutput | tuple:
         """
         Args:
@@ -463,8 +458,10 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             num_items_in_batch: What the loss is divided by, by default the number of labels.
             output_attentions: None are returned; if true a warning says so.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
+            skip_logits: Return no logits: the loss is computed in chunks, and all of them never exist at once.
         """
         warn_of_attentions(output_attentions)
+        check_skip_logits(skip_logits, labels)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         device = (input_ids if input_ids is not None else inputs_embeds).device
         mask = check_mask(attention_mask, shape, device)
@@ -477,32 +474,26 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         layers = self.wanted_layers(output_hidden_states)
         states, positions = reconstruction_states(self.sentence_decoder, layout, embeds, latents, hidden_states=layers)
         before = positions.token_slot - 1  # each token is predicted from the position before it
-        token_logits = self.compute_logits(states[before])  # (N, vocab)
-        logits = scatter_tokens(token_logits, layout, shape)
-        stop_logits = None
+        token_logits = None if skip_logits else self.compute_logits(states[before])  # (N, vocab)
+        token_stops = None
         if self.config.stop_head:
-            token_stops = self.sentence_decoder.stop_head(states[positions.token_slot])
-            stop_logits = scatter_tokens(token_stops, layout, shape).squeeze(-1)
+            token_stops = self.sentence_decoder.stop_head(states[positions.token_slot]).squeeze(-1)
 
         loss, losses = None, None
         if labels is not None:
             targets = labels.flatten()[layout.token_index]
-            gamma = self.config.focal_gamma if self.training else 0.0
-            losses = {"reconstruction": token_loss(token_logits, targets, gamma, num_items_in_batch)}
-            loss = losses["reconstruction"]
-            items = len(targets) if num_items_in_batch is None else num_items_in_batch
+            items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            losses = {"reconstruction": self.sum_token_loss(states[before], targets, token_logits) / items}
             if self.training and log_variance is not None:
                 losses["kl"] = kl_divergence(self.config, mean, log_variance) / items
-                loss = loss + self.config.kl_weight * losses["kl"]
             if self.training and self.config.stop_head:
-                stops = stop_logits.flatten()[layout.token_index]
-                losses["stop"] = stop_loss(stops, layout.token_closes) / items
-                loss = loss + self.config.stop_weight * losses["stop"]
+                losses["stop"] = stop_loss(token_stops, layout.token_closes) / items
+            loss = self.weighted_sum(losses)
         output = SentenceVaeOutput(
             loss=loss,
-            logits=logits,
+            logits=None if skip_logits else scatter_tokens(token_logits, layout, shape),
             latents=latents,
-            stop_logits=stop_logits,
+            stop_logits=None if token_stops is None else scatter_tokens(token_stops, layout, shape),
             losses=losses,
             hidden_states=layers.gather(states, lambda layer: scatter_tokens(layer[before], layout, shape)),
         )
@@ -536,11 +527,6 @@ def reconstruction_states(
     )
     states = decoder(latents, token_embeds, positions, context_length=window, hidden_states=hidden_states)
     return states, positions
-
-
-def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy in nats of the stop head, summed over the tokens."""
-    return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
 
 
 def scatter_tokens(values: torch.Tensor, layout: SentenceLayout, shape: Sequence[int]) -> torch.Tensor:

@@ -18,23 +18,28 @@ from .cache_sllm import SllmCache
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .initialization_sllm import FromBackboneMixin
+from .losses_sllm import kl_divergence, stop_loss
 from .modeling_sentence_vae import (
     SentenceDecoder,
     SentenceEncoder,
     SentenceVaePreTrainedModel,
     adjust_logits,
     all_rows,
-    kl_divergence,
     reconstruction_states,
     sample_latents,
     scatter_tokens,
-    stop_loss,
-    token_loss,
     unit_linear,
 )
 from .packing_sllm import DecoderPositions, decoder_positions
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .validation_sllm import check_inputs, check_length, check_mask, check_positions, warn_of_attentions
+from .validation_sllm import (
+    check_inputs,
+    check_length,
+    check_mask,
+    check_positions,
+    check_skip_logits,
+    warn_of_attentions,
+)
 
 
 @dataclass
@@ -313,6 +318,10 @@ class SllmModel(SllmPreTrainedModel):
         """Latents of the C sentences that the input closes, with what the cache holds of them."""
         closed = layout.sentence_closed[layout.token_sentence]  # (N,)
         sentence_of_token = layout.sentence_closed.cumsum(0)[layout.token_sentence] - 1
+        if cache is None and len(closed) and not closed.any():
+            # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
+            mean, log_variance = self.sentence_encoder(embeds[:1], layout.token_sentence[:1])
+            return mean[:0], None if log_variance is None else log_variance[:0]
         embeds, sentence = embeds[closed], sentence_of_token[closed]
         if cache is not None and cache.open_ids.shape[1]:
             # The first new sentence of a row continues its open one.
@@ -423,6 +432,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
+        skip_logits: bool = False,
         **kwargs: torch.Tensor,
     ) -> SllmOutput | tuple:
         """
@@ -430,6 +440,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             labels: `(batch, length)`, as the ids, not shifted; -100 is left out.
             logits_to_keep: Compute the logits of this many last positions only, or of these positions; 0 is all.
             num_items_in_batch: What the loss is divided by, by default the number of labels scored.
+            skip_logits: Return no logits: the loss is computed in chunks, and all of them never exist at once.
             shift_labels: `(batch, length)`, labels already aligned with the logits; they replace `labels`. Among the
                 `kwargs`, for Trainer takes each argument with "label" in its name for a column of the data.
 
@@ -439,6 +450,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         if kwargs:
             raise TypeError(f"forward() has no argument {', '.join(kwargs)}.")
         labels = shift_labels if labels is None else labels
+        check_skip_logits(skip_logits, labels)
         if labels is not None and past_key_values is not None:
             raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
@@ -456,8 +468,10 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             output_attentions,
             output_hidden_states,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.compute_logits(outputs.last_hidden_state[:, kept])
+        logits = None
+        if not skip_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.compute_logits(outputs.last_hidden_state[:, kept])
         stop_logits = None
         if self.config.stop_head:
             stop_logits = self.model.sentence_decoder.stop_head(outputs.token_states).squeeze(-1)
@@ -466,13 +480,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         if labels is not None:
             own, following = self._targets(outputs.layout, labels, shift_labels)
             losses = self._losses(outputs, logits, stop_logits, own, following, num_items_in_batch)
-            weights = {
-                "next_sentence": 1.0,
-                "reconstruction": self.config.reconstruction_weight,
-                "kl": self.config.kl_weight,
-                "stop": self.config.stop_weight,
-            }
-            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+            loss = self.weighted_sum(losses)
         output = SllmOutput(
             loss=loss,
             logits=logits,
@@ -499,19 +507,19 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
     def _losses(
         self,
         outputs: SllmModelOutput,
-        logits: torch.Tensor,
+        logits: torch.Tensor | None,
         stop_logits: torch.Tensor | None,
         own: torch.Tensor,
         following: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
-        layout = outputs.layout
-        targets = following.new_full((logits.shape[0] * logits.shape[1],), -100)
+        layout, states = outputs.layout, outputs.last_hidden_state
+        targets = following.new_full((states.shape[0] * states.shape[1],), -100)
         targets[layout.token_index] = following
         items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        gamma = self.config.focal_gamma if self.training else 0.0
-        losses = {"next_sentence": token_loss(logits.flatten(0, 1), targets, gamma, items)}
+        token_logits = None if logits is None else logits.flatten(0, 1)
+        losses = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits) / items}
         if not self.training:
             return losses
         if self.config.reconstruction_weight > 0 and len(outputs.latents):
@@ -523,9 +531,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
                 outputs.latents,
                 context_length=0,
             )
-            own_logits = self.compute_logits(states[positions.token_slot - 1])
             own = own[layout.sentence_closed[layout.token_sentence]]
-            losses["reconstruction"] = token_loss(own_logits, own, gamma, items)
+            losses["reconstruction"] = self.sum_token_loss(states[positions.token_slot - 1], own) / items
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
         if stop_logits is not None:

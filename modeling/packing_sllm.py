@@ -2,8 +2,11 @@
 
 Encoder and decoder see a *stream*: the positions of all sentences of the batch, one after the other. How the stream is
 laid out for the model is decided here: packed in one row, for kernels that skip what a mask excludes (flash attention
-takes `cu_seq_lens`, flex attention a block mask), or cut into pieces of similar length, which become the rows of a few
-padded batches. The mask follows one rule either way, so the results are the same.
+takes `cu_seq_lens`, flex attention a block mask), or in the rows of one padded batch. The mask follows one rule either
+way, so the results are the same.
+
+A model is called once for a stream, whatever is in it. Where its weights are sharded over processes (FSDP, ZeRO-3),
+each call gathers them: processes that make different numbers of calls would wait for each other forever.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +18,9 @@ import torch
 from torch import nn
 
 from .segmentation_sllm import SentenceLayout
+
+# A shared row takes in as many pieces of the longest kind; at most one more begins in it, so a fifth of it is padding.
+PIECES_PER_ROW = 4
 
 
 @dataclass
@@ -195,24 +201,23 @@ def run_stream(
         hidden_states.add(hidden, rows, len(inputs_embeds))
         return hidden.last_hidden_state[0]
 
-    output = inputs_embeds.new_zeros(inputs_embeds.shape)
     takes_block_mask = implementation == "flex_attention" and latents is None
     with nullcontext() if takes_block_mask else mask_attention(model):
         lengths = piece_lengths(stream, by_row=context_length > 0)
-        for rows in padded_batches(lengths.sum()[None] if packed else lengths):
-            real = rows >= 0
-            query = gather_stream(stream, rows)
-            hidden = model(
-                inputs_embeds=inputs_embeds[rows.clamp(min=0)],
-                position_ids=query.position_ids,
-                attention_mask=stream_mask(model, query, query, causal, context_length, inputs_embeds.dtype),
-                use_cache=False,
-                **hidden_states.kwargs,
-                **cross_attention_kwargs(model, query, latents),
-            )
-            hidden_states.add(hidden, rows, len(inputs_embeds))
-            output = output.index_put((rows[real],), hidden.last_hidden_state[real].to(output.dtype))
-    return output
+        rows = padded_rows(lengths.sum()[None] if packed else lengths, share=context_length == 0)
+        query = gather_stream(stream, rows)
+        hidden = model(
+            inputs_embeds=inputs_embeds[rows.clamp(min=0)],
+            position_ids=query.position_ids,
+            attention_mask=stream_mask(model, query, query, causal, context_length, inputs_embeds.dtype),
+            use_cache=False,
+            **hidden_states.kwargs,
+            **cross_attention_kwargs(model, query, latents),
+        )
+    hidden_states.add(hidden, rows, len(inputs_embeds))
+    real = rows >= 0
+    states = hidden.last_hidden_state[real].to(inputs_embeds.dtype)
+    return inputs_embeds.new_zeros(inputs_embeds.shape).index_put((rows[real],), states)
 
 
 def gather_stream(stream: Stream, rows: torch.Tensor) -> Stream:
@@ -311,18 +316,19 @@ def piece_lengths(stream: Stream, by_row: bool) -> torch.Tensor:
     return torch.stack([stream.row, stream.sentence]).unique_consecutive(dim=1, return_counts=True)[1]
 
 
-def padded_batches(lengths: torch.Tensor) -> list[torch.Tensor]:
-    """Indices `(R, L)` into the stream, -1 for padding, one for each power of two that bounds the lengths: so that no
-    more than half of a batch is padding."""
-    start = lengths.cumsum(0) - lengths
-    bucket = torch.ceil(torch.log2(lengths.clamp(min=4).double())).long()
-    batches = []
-    for size in bucket.unique().tolist():
-        chosen = bucket == size
-        position = torch.arange(int(lengths[chosen].max()), device=lengths.device)
-        rows = start[chosen, None] + position
-        batches.append(rows.masked_fill(position >= lengths[chosen, None], -1))
-    return batches
+def padded_rows(lengths: torch.Tensor, share: bool) -> torch.Tensor:
+    """Indices `(R, L)` into the stream, -1 for padding, of pieces laid in rows.
+
+    Args:
+        lengths: Of the pieces.
+        share: Whether pieces lie end to end in rows of similar length, so that little is padding; else each has a row.
+    """
+    if share:
+        row = (lengths.cumsum(0) - lengths) // (PIECES_PER_ROW * lengths.max())
+        lengths = lengths.new_zeros(int(row[-1]) + 1).index_add(0, row, lengths)
+    first = lengths.cumsum(0) - lengths
+    position = torch.arange(int(lengths.max()), device=lengths.device)
+    return (first[:, None] + position).masked_fill(position >= lengths[:, None], -1)
 
 
 def flash_attention_kwargs(stream: Stream) -> dict:

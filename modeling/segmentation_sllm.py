@@ -1,8 +1,8 @@
 """Which sentence each token belongs to.
 
-A sentence is closed by a token of the boundary table, by `eos` or by reaching the maximum length. Whether a token
-closes its sentence depends on no later token, so the segmentation is the same in training and in generation. Nothing
-here knows about models: token ids in, a `SentenceLayout` out.
+A sentence that is long enough is closed by a token of the boundary table, any by `eos` or by reaching the maximum
+length. Whether a token closes its sentence depends on no later token, so the segmentation is the same in training and
+in generation. Nothing here knows about models: token ids in, a `SentenceLayout` out.
 """
 
 import re
@@ -102,25 +102,24 @@ class SentenceSegmenter:
         self._tables: dict[torch.device, torch.Tensor] = {}
 
     def closing_strength(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """2 for a token that closes its sentence, 1 for one that does so after `min_clause_length`, else 0."""
+        """3 for a token that closes any sentence, 2 for one that closes those of at least `min_sentence_length` tokens,
+        1 for one that closes those of at least `min_clause_length`, else 0."""
         table = self._tables.get(token_ids.device)
         if table is None:
             eos = self.config.eos_token_id
             eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-            closing = [*self.config.boundary_token_ids, *eos]
+            closing = [*eos, *self.config.boundary_token_ids, *self.config.clause_token_ids]
             # Ids above the table's last entry, which is 0, are clamped to it: a resized vocabulary needs no new table.
-            table = torch.zeros(max([*closing, *self.config.clause_token_ids], default=-1) + 2, dtype=torch.int8)
+            table = torch.zeros(max(closing, default=-1) + 2, dtype=torch.int8)
             table[self.config.clause_token_ids] = 1
-            table[closing] = 2
+            table[self.config.boundary_token_ids] = 2
+            table[eos] = 3
             table = self._tables[token_ids.device] = table.to(token_ids.device)
         return table[token_ids.clamp(max=len(table) - 1)]
 
     def closes(self, token_ids: torch.Tensor, open_length: torch.Tensor) -> torch.Tensor:
         """Whether each token closes a sentence that has `open_length` tokens before it; all of shape `(batch,)`."""
-        strength = self.closing_strength(token_ids)
-        length = open_length + 1
-        long_enough = (strength == 1) & (length >= self.config.min_clause_length)
-        return (strength == 2) | long_enough | (length >= self.config.max_sentence_length)
+        return self._may_close(self.closing_strength(token_ids), open_length + 1)
 
     def layout(
         self,
@@ -153,22 +152,18 @@ class SentenceSegmenter:
 
         if sentence_ids is None:
             strength = self.closing_strength(token_ids.flatten()[token_index])
-            hard, soft = strength == 2, strength == 1
         else:
             ids = sentence_ids.flatten()[token_index]
-            hard = torch.zeros(total, dtype=torch.bool, device=device)
-            hard[:-1] = (ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])
-            soft = torch.zeros_like(hard)
+            strength = torch.zeros(total, dtype=torch.int8, device=device)
+            strength[:-1] = 3 * ((ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])).to(torch.int8)
 
-        starts = self._sentence_starts(hard, soft, carried, row_start + row_length - 1, token_row)
+        starts = self._sentence_starts(strength, carried, row_start + row_length - 1, token_row)
         token_sentence = starts.cumsum(0) - 1
         first = starts.nonzero().squeeze(1)  # (S,) each sentence's first token
         token_offset = order - first[token_sentence] + carried[first][token_sentence]
         is_last = torch.ones_like(starts)
         is_last[:-1] = starts[1:]
-        size = token_offset + 1
-        may_close = hard | (soft & (size >= self.config.min_clause_length)) | (size >= self.config.max_sentence_length)
-        token_closes = is_last & may_close
+        token_closes = is_last & self._may_close(strength, token_offset + 1)
         sentence_row = token_row[first]
         sentences_of_row = torch.zeros(batch_size, dtype=torch.long, device=device)
         sentences_of_row.scatter_add_(0, sentence_row, torch.ones_like(sentence_row))
@@ -187,29 +182,34 @@ class SentenceSegmenter:
             row_length=row_length,
         )
 
+    def _may_close(self, strength: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        """Whether tokens of these strengths close sentences that have so many tokens with them."""
+        return (
+            (strength == 3)
+            | ((strength == 2) & (size >= self.config.min_sentence_length))
+            | ((strength == 1) & (size >= self.config.min_clause_length))
+            | (size >= self.config.max_sentence_length)
+        )
+
     def _sentence_starts(
-        self,
-        hard: torch.Tensor,
-        soft: torch.Tensor,
-        carried: torch.Tensor,
-        row_end: torch.Tensor,
-        token_row: torch.Tensor,
+        self, strength: torch.Tensor, carried: torch.Tensor, row_end: torch.Tensor, token_row: torch.Tensor
     ) -> torch.Tensor:
         """Whether each of the `(N,)` tokens begins a sentence.
 
         A sentence that begins at token s ends at the first token that may close it, so the starts are the orbit of
         token 0 under "the token after the end of s". Doubling the step finds the whole orbit in log2(N) rounds.
         """
-        total = len(hard)
-        order = torch.arange(total, device=hard.device)
-        next_hard = _next_true(hard)
-        next_soft = _next_true(soft)
-        earliest_clause = (order + (self.config.min_clause_length - 1 - carried).clamp(min=0)).clamp(max=total)
-        longest = order + (self.config.max_sentence_length - 1 - carried).clamp(min=0)
-        end = torch.minimum(torch.minimum(next_hard[:-1], next_soft[earliest_clause]), longest)
-        end = torch.minimum(end, row_end[token_row])
+        total = len(strength)
+        order = torch.arange(total, device=strength.device)
+
+        def with_length(length: int) -> torch.Tensor:  # where a sentence that begins here has so many tokens
+            return order + (length - 1 - carried).clamp(min=0)
+
+        end = torch.minimum(with_length(self.config.max_sentence_length), row_end[token_row])
+        for closing, length in ((3, 1), (2, self.config.min_sentence_length), (1, self.config.min_clause_length)):
+            end = torch.minimum(end, _next_true(strength == closing)[with_length(length).clamp(max=total)])
         step = torch.cat([end + 1, end.new_tensor([total])])
-        reached = torch.zeros(total + 1, dtype=torch.bool, device=hard.device)
+        reached = torch.zeros(total + 1, dtype=torch.bool, device=strength.device)
         reached[0] = True
         for _ in range(total.bit_length()):
             reached[step[reached]] = True

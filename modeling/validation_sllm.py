@@ -38,6 +38,11 @@ def check_config(config: PreTrainedConfig) -> None:
             f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
             '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
         )
+    if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:
+        raise ValueError(
+            f"`kl_max_bits` is {config.kl_max_bits}: it must be above `kl_free_bits`, {config.kl_free_bits}, or no KL "
+            "has a gradient."
+        )
     for name in ("boundary_token_ids", "clause_token_ids"):
         ids = getattr(config, name)
         if ids and not 0 <= min(ids) <= max(ids) < config.vocab_size:
@@ -123,6 +128,12 @@ def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> No
             "`position_ids` do not count up by one within a row: several texts in one row would be read as one. Give "
             "each text a row of its own; padding costs little here."
         )
+
+
+def check_skip_logits(skip_logits: bool, labels: torch.Tensor | None) -> None:
+    """Refuses to leave out the logits where there is nothing else to return."""
+    if skip_logits and labels is None:
+        raise ValueError("`skip_logits` is true without `labels`: nothing would be computed. Pass `labels`.")
 
 
 def warn_of_attentions(output_attentions: bool | None) -> None:

@@ -30,3 +30,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False"))
+
+
+@pytest.fixture
+def recipe_file(tmp_path, monkeypatch):
+    """Writes a copy of the tiny recipe with some values changed."""
+    monkeypatch.chdir(ROOT)
+    import datasets
+    import yaml
+
+    from hf_sllm.training.recipe import RECIPES
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(**changes) -> Path:
+        values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
+        values.update({"disable_tqdm": True, "output_dir": str(tmp_path / "run"), **changes})
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+        return file
+
+    return write

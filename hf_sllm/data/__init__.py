@@ -6,6 +6,19 @@ that a model can be used without it.
 
 from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
 from .documents import load_documents
+from .plot import plot_sentence_lengths
+from .statistics import SentenceStatistics, sentence_rule, sentence_statistics
 from .tokenizer import train_tokenizer
 
-__all__ = ["BlockCollator", "document_ids", "load_documents", "make_blocks", "start_token_id", "train_tokenizer"]
+__all__ = [
+    "BlockCollator",
+    "SentenceStatistics",
+    "document_ids",
+    "load_documents",
+    "make_blocks",
+    "plot_sentence_lengths",
+    "sentence_rule",
+    "sentence_statistics",
+    "start_token_id",
+    "train_tokenizer",
+]

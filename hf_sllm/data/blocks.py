@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,32 +10,40 @@ from transformers import PreTrainedTokenizerBase
 from hf_sllm.modeling import SentenceSegmenter, SentenceVaeConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+    Documents = TypeVar("Documents", Dataset, IterableDataset)
+
+# Documents cut at a time: enough for a fast tokenizer, few enough where each is a book.
+DOCUMENTS_AT_A_TIME = 64
 
 
 def make_blocks(
-    documents: Dataset,
+    documents: Documents,
     tokenizer: PreTrainedTokenizerBase,
     config: SentenceVaeConfig,
     block_size: int,
     num_proc: int | None = None,
-) -> Dataset:
+) -> Documents:
     """Cuts documents into blocks of at most `block_size` tokens. Every token is in exactly one block.
 
     Args:
-        documents: With a column `text`.
+        documents: With a column `text`. Streamed ones are cut as they come.
         tokenizer: Its own special tokens are left out: a document begins with one start token and ends with `eos`.
         config: Says where sentences end.
         block_size: The longest block, in tokens.
-        num_proc: Processes to do it in.
+        num_proc: Processes to do it in; the blocks are the same. Streamed documents are cut in the workers of their
+            `DataLoader` instead.
 
     Returns:
-        A dataset with the columns `input_ids` and `length`, in the documents' order. It is cached on disk by what it
-        is made of, if the documents are.
+        A dataset of the documents' kind with the columns `input_ids` and `length`, in the documents' order. If the
+        documents are cached on disk, so is it, by what it is made of.
 
     Raises:
-        ValueError: If a block could be shorter than a sentence, or the tokenizer has no end of text.
+        ValueError: If a block could be shorter than a sentence, the tokenizer has no end of text, or streamed
+            documents are to be cut by several processes.
     """
+    from datasets import Features, IterableDataset, List, Value
     from datasets.fingerprint import Hasher
 
     if block_size < config.max_sentence_length:
@@ -43,11 +51,17 @@ def make_blocks(
             f"`block_size` is {block_size}: it must be at least `max_sentence_length`, {config.max_sentence_length}, "
             "for blocks to begin where sentences begin."
         )
+    if num_proc is not None and isinstance(documents, IterableDataset):
+        raise ValueError(
+            f"`num_proc` is {num_proc}, and streamed documents are cut as they come: leave it out, and give their "
+            "`DataLoader` workers."
+        )
     start_token_id(tokenizer)
     # Tokenizers change state when they are called, and with it the hash that `datasets` would find by itself.
     rules = (
         config.boundary_token_ids,
         config.clause_token_ids,
+        config.min_sentence_length,
         config.min_clause_length,
         config.max_sentence_length,
         config.eos_token_id,
@@ -65,13 +79,21 @@ def make_blocks(
         ]
         return {"input_ids": blocks, "length": [len(block) for block in blocks]}
 
-    return documents.map(
+    how: dict[str, Any] = {
+        "batched": True,
+        "batch_size": DOCUMENTS_AT_A_TIME,
+        "remove_columns": ["text"],
+        "features": Features({"input_ids": List(Value("int32")), "length": Value("int32")}),
+    }
+    texts = documents.select_columns("text")
+    if isinstance(texts, IterableDataset):
+        return texts.map(blocks_of, **how)
+    return texts.map(
         blocks_of,
-        batched=True,
-        remove_columns=documents.column_names,
+        **how,
         num_proc=num_proc,
         desc="Cutting documents into blocks",
-        new_fingerprint=Hasher.hash([documents._fingerprint, rules, special, vocabulary, rule, block_size]),
+        new_fingerprint=Hasher.hash([texts._fingerprint, rules, special, vocabulary, rule, block_size]),
     )
 
 

@@ -16,6 +16,10 @@ RECIPES = Path(__file__).parent / "recipes"
 class ModelArguments:
     """The model: its backbone, its tokenizer, and what is put around the backbone."""
 
+    stage: str = field(
+        default="sllm",
+        metadata={"help": "`sllm`, or `sentence_vae` to train encoder and decoder alone, to reconstruct sentences."},
+    )
     backbone: str | None = field(
         default=None, metadata={"help": "Name or path of a causal language model to begin from."}
     )
@@ -23,6 +27,12 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Instead of `backbone`: the fields of an AutoConfig, `model_type` first, to begin from scratch."
+        },
+    )
+    baseline_config: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "With `baseline` and `backbone_config`: fields in which the baseline differs from the backbone."
         },
     )
     tokenizer: str | None = field(
@@ -40,7 +50,20 @@ class ModelArguments:
     )
     unit: str = field(default="sentence", metadata={"help": "`sentence` or `clause`."})
     preset: str = field(default="default", metadata={"help": "`default` or `paper`."})
-    sllm_config: dict[str, Any] | None = field(default=None, metadata={"help": "Further fields of SllmConfig."})
+    sllm_config: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Further fields of SllmConfig, or of SentenceVaeConfig in that stage."}
+    )
+    sentence_vae: str | None = field(
+        default=None,
+        metadata={"help": "Name or path of a sentence VAE whose encoder and decoder the SLLM begins with."},
+    )
+    lora: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Fields of peft's LoraConfig: adapt the backbone by LoRA rather than train all of it."},
+    )
+    freeze: list[str] | None = field(
+        default=None, metadata={"help": "Modules, by name, that stay as they are, e.g. `language_model`."}
+    )
 
     def __post_init__(self):
         for name in ("encoder_layers", "decoder_layers"):
@@ -48,10 +71,18 @@ class ModelArguments:
             indices = layers if isinstance(layers, list) else [layers]
             if layers is not None and not all(type(index) is int for index in indices):
                 raise ValueError(f"`{name}` is {layers!r}: it must be a number of layers, or a list of their indices.")
+        if self.stage not in ("sllm", "sentence_vae"):
+            raise ValueError(f"`stage` is {self.stage!r}: it must be `sllm` or `sentence_vae`.")
+        if self.stage == "sentence_vae":
+            for name in ("sentence_vae", "lora", "baseline_config"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` has no meaning in the stage `sentence_vae`: leave it out.")
         if (self.backbone is None) == (self.backbone_config is None):
             raise ValueError("a recipe has either `backbone` or `backbone_config`: this one has both or neither.")
         if self.backbone_config is not None and "model_type" not in self.backbone_config:
             raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
+        if self.baseline_config is not None and self.backbone_config is None:
+            raise ValueError("`baseline_config` changes `backbone_config`, and this recipe has none: leave it out.")
         if self.tokenizer is not None and self.tokenizer_vocab_size is not None:
             raise ValueError("a recipe has `tokenizer` or `tokenizer_vocab_size`: this one has both.")
         if self.backbone is not None and self.tokenizer_vocab_size is not None:
@@ -64,8 +95,9 @@ class ModelArguments:
 class DataArguments:
     """The documents to train on and to measure on."""
 
-    train_data: str = field(metadata={"help": "A file, or a dataset on the Hub."})
-    valid_data: str = field(metadata={"help": "Documents that bits per byte are measured on."})
+    # A string or a list of them, which HfArgumentParser cannot express.
+    train_data: Any = field(metadata={"help": "A file, a pattern of files, a dataset on the Hub, or a list of these."})
+    valid_data: Any = field(metadata={"help": "The same, of the documents that are measured on."})
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
     train_split: str = field(default="train", metadata={"help": "The split of `train_data`, if it is on the Hub."})
     valid_split: str = field(
@@ -73,11 +105,16 @@ class DataArguments:
     )
     block_size: int = field(default=512, metadata={"help": "The longest training example, in tokens."})
     train_limit: int | None = field(default=None, metadata={"help": "Train on the first so many documents only."})
+    valid_limit: int | None = field(default=None, metadata={"help": "Measure on the first so many documents only."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read `train_data` as it is trained on; then give `max_steps`."}
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that cut documents into examples."})
 
 
 @dataclass
 class SllmTrainingArguments(TrainingArguments):
-    """transformers' training arguments with defaults that suit texts of different lengths, and two more."""
+    """transformers' training arguments with defaults that suit texts of different lengths, and three more."""
 
     baseline: bool = field(
         default=False,
@@ -87,13 +124,16 @@ class SllmTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Learning rate of what the backbone does not have; by default `learning_rate`."},
     )
+    kl_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps in which the weight of the KL term rises from 0 to `kl_weight`."}
+    )
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "Batches of texts of similar length waste little on padding."}
     )
     include_num_input_tokens_seen: str | bool = field(
         default="non_padding", metadata={"help": "The tokens seen are reported beside each figure."}
     )
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to log."})
+    report_to: None | str | list[str] = field(default="tensorboard", metadata={"help": "Where to log."})
 
 
 KINDS: Any = (ModelArguments, DataArguments, SllmTrainingArguments)
@@ -107,40 +147,65 @@ class Recipe(NamedTuple):
     training: SllmTrainingArguments
 
 
-def load_recipe(path: str | Path, output_dir: str | Path | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, output_dir: str | Path | None = None, changes: dict[str, Any] | None = None
+) -> Recipe:
     """Reads a recipe. Paths in it are relative to the current folder.
 
     Args:
         path: A YAML file, or the name of one of the recipes that come with the package.
         output_dir: Replaces the recipe's.
+        changes: Replace the recipe's values; where a value is a mapping, entry by entry.
 
     Raises:
         ValueError: If there is no such recipe, or it has a key that nothing reads, lacks one, or has a value that
             cannot be.
     """
     file = find_recipe(str(path))
+    values = read_yaml(file)
+    values = merge(values, changes or {})
+    if output_dir is not None:
+        values["output_dir"] = str(output_dir)
+    _check_keys(file, values)
+    try:
+        recipe = Recipe(*HfArgumentParser(KINDS).parse_dict(values))
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if recipe.data.streaming and recipe.training.max_steps <= 0:
+        raise ValueError(f"{file}: `streaming` tells no number of steps in advance: give `max_steps`.")
+    if recipe.training.baseline and recipe.model.stage == "sentence_vae":
+        raise ValueError(f"{file}: `baseline` is of the stage `sllm`: a backbone reconstructs nothing.")
+    return recipe
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with some changed; where a value is a mapping, entry by entry."""
+    within = {key: {**values[key], **value} for key, value in changes.items() if isinstance(values.get(key), dict)}
+    return {**values, **changes, **within}
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ValueError: If it is not YAML, or holds something else.
+    """
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} is no recipe: it must be a list of `key: value`.")
-    if output_dir is not None:
-        values["output_dir"] = str(output_dir)
-    _check_keys(file, values)
-    try:
-        return Recipe(*HfArgumentParser(KINDS).parse_dict(values))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
+    return values
 
 
-def find_recipe(name: str) -> Path:
-    """The recipe's file."""
-    own = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+def find_recipe(name: str, folder: Path = RECIPES) -> Path:
+    """The file of this path, or else of this name among those that come with the package."""
+    own = folder / f"{name.removesuffix('.yaml')}.yaml"
     for file in (Path(name), own):
         if file.is_file():
             return file
-    available = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    available = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
     raise ValueError(f"there is no recipe {name!r} here; those that come with the package are {available}.")
 
 

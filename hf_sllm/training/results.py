@@ -4,29 +4,50 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 
 @dataclass
 class Result:
-    """One line.
+    """One line; what was not measured is `None`.
 
     Attributes:
         name: What was measured.
         bits_per_byte: On the validation documents.
-        tokens_seen: Tokens trained on in this run.
+        ratio: Of its bits per byte to the trained baseline's.
+        token_accuracy, next_token_accuracy, exact_sentences: See `Reconstruction`.
+        tokens_seen: Tokens trained on.
         minutes: Wall time of the training.
         parameters: How many it has, tied ones once.
         seed: Of the training.
     """
 
     name: str
-    bits_per_byte: float
+    bits_per_byte: float | None = None
+    ratio: float | None = None
+    token_accuracy: float | None = None
+    next_token_accuracy: float | None = None
+    exact_sentences: float | None = None
     tokens_seen: int | None = None
     minutes: float | None = None
     parameters: int | None = None
     seed: int | None = None
+
+
+# Of each column: what stands above it, and how a figure is written.
+COLUMNS = {
+    "bits_per_byte": ("bits per byte", "{:.4f}"),
+    "ratio": ("ratio", "{:.3f}"),
+    "token_accuracy": ("tokens right", "{:.2%}"),
+    "next_token_accuracy": ("next tokens right", "{:.2%}"),
+    "exact_sentences": ("exact sentences", "{:.2%}"),
+    "tokens_seen": ("tokens seen", "{:,}"),
+    "minutes": ("minutes", "{:.1f}"),
+    "parameters": ("parameters", "{:,}"),
+    "seed": ("seed", "{}"),
+}
 
 
 def write_results(results: list[Result], path: Path) -> None:
@@ -35,18 +56,14 @@ def write_results(results: list[Result], path: Path) -> None:
 
 
 def print_results(results: list[Result], title: str, console: Console) -> None:
-    """Prints the lines as a table."""
-    table = Table(title=title)
+    """Prints the lines as a table, with the columns that any of them has."""
+    columns = [name for name in COLUMNS if any(getattr(result, name) is not None for result in results)]
+    table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column("")
-    for name in ("bits per byte", "tokens seen", "minutes", "parameters", "seed"):
-        table.add_column(name, justify="right")
+    for name in columns:
+        table.add_column(COLUMNS[name][0], justify="right", overflow="fold")
     for result in results:
-        table.add_row(
-            result.name,
-            f"{result.bits_per_byte:.4f}",
-            "" if result.tokens_seen is None else f"{result.tokens_seen:,}",
-            "" if result.minutes is None else f"{result.minutes:.1f}",
-            "" if result.parameters is None else f"{result.parameters:,}",
-            "" if result.seed is None else str(result.seed),
-        )
+        values = {name: getattr(result, name) for name in columns}
+        cells = ["" if value is None else COLUMNS[name][1].format(value) for name, value in values.items()]
+        table.add_row(result.name, *cells)
     console.print(table)

@@ -1,7 +1,8 @@
-"""One training run: the tokenizer, the SLLM and, beside it, the bare backbone; then what each of them reaches."""
+"""One training run: the tokenizer, the model and, beside it, the bare backbone; then what each of them reaches."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,22 @@ import torch
 from rich.console import Console
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_sllm.data import BlockCollator, load_documents, make_blocks, train_tokenizer
-from hf_sllm.evaluation import bits_per_byte, entropy_floor
-from hf_sllm.modeling import SllmForCausalLM
+from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
+from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
+from .adapters import add_lora, freeze
+from .curves import write_curves
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments
 from .results import Result, print_results, write_results
 from .trainer import SllmTrainer
@@ -31,13 +36,14 @@ if TYPE_CHECKING:
 
 # Written when a model has been trained to the end: a resumed run does not train it again.
 SUMMARY = "training.json"
+NAMES = {"sllm": "SLLM", "sentence_vae": "sentence VAE"}
 
 
 def train(recipe: Recipe, resume: bool = False, console: Console | None = None) -> list[Result]:
     """Trains what a recipe says and measures it.
 
-    The SLLM and its tokenizer are saved in `output_dir`, the baseline, if there is one, in `output_dir/baseline`, the
-    figures in `output_dir/results.json`.
+    The model and its tokenizer are saved in `output_dir`, the baseline, if there is one, in `output_dir/baseline`, the
+    figures in `output_dir/results.json`, the curves in `output_dir/curves.csv` and `.png`.
 
     Args:
         recipe: See `load_recipe`.
@@ -50,79 +56,87 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     Raises:
         ValueError: If the recipe cannot be carried out, or `output_dir` holds a run that is not to be resumed.
     """
-    arguments, training = recipe.model, recipe.training
-    console, progress = console or Console(), Console(stderr=True)
+    arguments, data, training = recipe
+    is_first = training.process_index == 0
+    console, progress = console or Console(), Console(stderr=True, quiet=not is_first)
     output_dir = Path(str(training.output_dir))
-    baseline_dir = output_dir / "baseline"
-    if not resume and (has_begun(output_dir) or has_begun(baseline_dir)):
+    folders = {NAMES[arguments.stage]: output_dir}
+    baseline_name = "backbone trained" if arguments.baseline_config is None else "token-level model"
+    if training.baseline:
+        folders = {baseline_name: output_dir / "baseline", **folders}
+    if not resume and any(has_begun(folder) for folder in (output_dir, output_dir / "baseline")):
         raise ValueError(f"{output_dir} already holds a run: go on with it by --resume, or give another --output-dir.")
 
-    with training.main_process_first(desc="reading documents"):
+    # Processes that share a disk share what is written: one trains the tokenizer, the others read it.
+    with training.main_process_first(local=training.save_on_each_node, desc="reading documents"):
         documents = load_documents(
-            recipe.data.train_data, recipe.data.train_split, recipe.data.text_column, recipe.data.train_limit
+            data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
         )
-        valid = load_documents(recipe.data.valid_data, recipe.data.valid_split, recipe.data.text_column)
-        tokenizer = make_tokenizer(arguments, documents, output_dir, resume)
-
-    def make_sllm() -> SllmForCausalLM:
-        return SllmForCausalLM.from_backbone(
-            make_backbone(arguments, tokenizer),
-            tokenizer,
-            encoder_layers=arguments.encoder_layers,
-            decoder_layers=arguments.decoder_layers,
-            unit=arguments.unit,
-            preset=arguments.preset,
-            **(arguments.sllm_config or {}),
-        )
-
-    config = make_sllm().config
+        valid = load_documents(data.valid_data, data.valid_split, data.text_column, data.valid_limit)
+        tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
+    make_models = {NAMES[arguments.stage]: lambda: make_model(arguments, tokenizer)}
+    if training.baseline:
+        baseline = arguments
+        if arguments.backbone_config is not None:
+            fields = {**arguments.backbone_config, **(arguments.baseline_config or {})}
+            baseline = dataclasses.replace(arguments, backbone_config=fields)
+        make_models[baseline_name] = lambda: make_backbone(baseline, tokenizer)
+    config: Any = make_model(arguments, tokenizer).config
     with training.main_process_first(desc="cutting documents into blocks"):
-        blocks = make_blocks(documents, tokenizer, config, recipe.data.block_size)
+        blocks = make_blocks(documents, tokenizer, config, data.block_size, data.num_proc)
 
-    def measure(name: str, model: PreTrainedModel, summary: dict[str, Any] | None = None) -> Result:
+    def measure(model: PreTrainedModel, show: bool = False) -> dict[str, float]:
+        batch_size, show = training.per_device_eval_batch_size, show and is_first and not training.disable_tqdm
+        if model.config.model_type == "sentence_vae":
+            found = reconstruction(model, tokenizer, valid, batch_size, show)
+            return {
+                name: getattr(found, name) for name in ("token_accuracy", "next_token_accuracy", "exact_sentences")
+            }
+        return {"bits_per_byte": bits_per_byte(model, tokenizer, valid, batch_size, show).bits_per_byte}
+
+    def result(name: str, model: PreTrainedModel, summary: dict[str, Any]) -> Result:
         progress.print(f"measuring: {name}")
         model.to(training.device)  # type: ignore[arg-type]
-        found = bits_per_byte(model, tokenizer, valid, training.per_device_eval_batch_size, not training.disable_tqdm)
-        return Result(name, found.bits_per_byte, parameters=model.num_parameters(), **(summary or {}))
-
-    def train_and_measure(name: str, make_model: Callable[[], PreTrainedModel], folder: Path) -> Result:
-        progress.print(f"training: {name}")
-        summary = train_model(make_model, tokenizer, blocks, training, folder, resume)
-        # Read back from where it was saved: what is measured is what a user gets, in full precision.
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return measure(name, saved, summary)
+        figures: dict[str, Any] = measure(model, show=True)
+        return Result(name, parameters=model.num_parameters(), **figures, **summary)
 
     results = []
-    floor = entropy_floor(valid)
+    floor = entropy_floor(valid) if arguments.stage == "sllm" else None
     if floor is not None:
         results.append(Result("floor", floor))
-    if arguments.backbone is not None:
-        backbone = make_backbone(arguments, tokenizer)
-        results.append(measure("backbone before", backbone, {"tokens_seen": 0}))
-        del backbone
+    if arguments.backbone is not None and arguments.stage == "sllm":
+        results.append(result("backbone before", make_backbone(arguments, tokenizer), {"tokens_seen": 0}))
+    for name, folder in folders.items():
+        progress.print(f"training: {name}")
+        summary = train_model(make_models[name], arguments, tokenizer, blocks, training, folder, resume, measure)
+        # Read back from where it was saved: what is measured is what a user gets, in full precision.
+        results.append(result(name, load_trained(folder, arguments.stage), summary))
     if training.baseline:
-        name = "backbone trained"
-        results.append(train_and_measure(name, lambda: make_backbone(arguments, tokenizer), baseline_dir))
-    results.append(train_and_measure("SLLM", make_sllm, output_dir))
-    if training.process_index == 0:
+        reached = [line.bits_per_byte or math.nan for line in results[-2:]]
+        results[-1].ratio = reached[1] / reached[0]
+    if is_first:
         write_results(results, output_dir / "results.json")
-        print_results(results, f"{recipe.data.valid_data}, {len(valid)} documents", console)
+        write_curves(folders, output_dir)
+        print_results(results, f"{data.valid_data}, {len(valid)} documents", console)
     return results
 
 
 def make_tokenizer(
-    arguments: ModelArguments, documents: "Dataset", output_dir: Path, resume: bool
+    arguments: ModelArguments, documents: "Dataset", output_dir: Path, reuse: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe names, or one trained on the documents, or on resuming the one trained before."""
+    """The tokenizer that the recipe names, or one trained on the documents, or to `reuse` the one trained before."""
     if arguments.tokenizer_vocab_size is None:
         return AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.backbone)
-    if not (resume and (output_dir / "tokenizer.json").exists()):
-        train_tokenizer(documents["text"], arguments.tokenizer_vocab_size).save_pretrained(output_dir)
+    if not (reuse and (output_dir / "tokenizer.json").exists()):
+        texts = (row["text"] for row in documents)
+        train_tokenizer(texts, arguments.tokenizer_vocab_size).save_pretrained(output_dir)
     return AutoTokenizer.from_pretrained(output_dir)
 
 
 def make_backbone(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The backbone as it is before training."""
+    # Under DeepSpeed's ZeRO-3 transformers would build it in shards, from which no layers can be copied.
+    unset_hf_deepspeed_config()
     if arguments.backbone is not None:
         return AutoModelForCausalLM.from_pretrained(arguments.backbone, dtype=torch.float32)
     of_tokenizer = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -135,13 +149,32 @@ def make_backbone(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
 
 
+def make_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The SLLM, or in its stage the sentence VAE, as it is before training."""
+    kind = SllmForCausalLM if arguments.stage == "sllm" else SentenceVaeModel
+    fields = dict(arguments.sllm_config or {})
+    if arguments.sentence_vae is not None:
+        fields["sentence_vae"] = arguments.sentence_vae
+    return kind.from_backbone(
+        make_backbone(arguments, tokenizer),
+        tokenizer,
+        encoder_layers=arguments.encoder_layers,
+        decoder_layers=arguments.decoder_layers,
+        unit=arguments.unit,
+        preset=arguments.preset,
+        **fields,
+    )
+
+
 def train_model(
     make_model: Callable[[], PreTrainedModel],
+    arguments: ModelArguments,
     tokenizer: PreTrainedTokenizerBase,
     blocks: "Dataset",
-    arguments: SllmTrainingArguments,
+    training: SllmTrainingArguments,
     output_dir: Path,
     resume: bool,
+    measure: Callable[[PreTrainedModel], dict[str, float]],
 ) -> dict[str, Any]:
     """Trains a model and saves it with its tokenizer.
 
@@ -151,24 +184,42 @@ def train_model(
     summary_file = output_dir / SUMMARY
     if resume and summary_file.exists():
         return json.loads(summary_file.read_text(encoding="utf-8"))
-    set_seed(arguments.seed)
+    set_seed(training.seed)
+    model: Any = make_model()
+    if arguments.lora is not None:
+        with training.main_process_first(local=training.save_on_each_node, desc="saving the base"):
+            model = add_lora(model, arguments.lora, output_dir / "base")
+    if arguments.freeze is not None and model.config.model_type in ("sllm", "sentence_vae"):
+        freeze(model, arguments.freeze)
     trainer = SllmTrainer(
-        model=make_model(),
-        args=dataclasses.replace(arguments, output_dir=str(output_dir)),
+        model=model,
+        args=dataclasses.replace(training, output_dir=str(output_dir)),
         train_dataset=blocks,
         data_collator=BlockCollator(tokenizer.eos_token_id),
         processing_class=tokenizer,
+        measure=measure,
     )
     trainer.train(resume_from_checkpoint=resume and has_checkpoint(output_dir))
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards; what is read back is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
+    trainer.save_state()
     summary = {
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "minutes": trainer.stopwatch.seconds / 60,
-        "seed": arguments.seed,
+        "seed": training.seed,
     }
     if trainer.is_world_process_zero():
         summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()  # what is saved is there when any process reads it back
     return summary
+
+
+def load_trained(folder: Path, stage: str) -> PreTrainedModel:
+    """What was saved, with its base if it is an adapter."""
+    unset_hf_deepspeed_config()  # whole, as in `make_backbone`
+    auto_class = AutoModelForCausalLM if stage == "sllm" else AutoModel
+    return auto_class.from_pretrained(folder, dtype=torch.float32)
 
 
 def has_begun(folder: Path) -> bool:

@@ -1,16 +1,17 @@
-"""A Trainer with a learning rate for the new parts, and an order of examples that depends on the seed alone."""
+"""A Trainer with a learning rate for the new parts, an order of examples that depends on the seed alone, and an
+evaluation that is the caller's.
+"""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from torch.utils.data import IterableDataset, Sampler
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from .callbacks import KlWarmup, Stopwatch
 from .recipe import SllmTrainingArguments
 
 # Modules and parameters of an SLLM that no backbone has, whatever they are in; and everything called `*_projection`.
@@ -33,14 +34,27 @@ def is_new_part(name: str) -> bool:
 
 
 class SllmTrainer(Trainer):
-    """Trains an SLLM, or a bare backbone in the same way."""
+    """Trains an SLLM or a sentence VAE, or a bare backbone in the same way.
+
+    Args:
+        measure: Called for each evaluation with the model; returns the figures by name. Without it there is none.
+        args, kwargs: Trainer's.
+    """
 
     args: SllmTrainingArguments
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(
+        self, *args: Any, measure: Callable[[PreTrainedModel], dict[str, float]] | None = None, **kwargs: Any
+    ):
+        # What is evaluated on is `measure`'s own affair, but Trainer wants to be given something.
+        kwargs.setdefault("eval_dataset", [])
         super().__init__(*args, **kwargs)
+        self.measure = measure
         self.stopwatch = Stopwatch()
         self.add_callback(self.stopwatch)
+        self.add_callback(KlWarmup(self.args.kl_warmup_steps))
+        self.loss_terms: dict[str, torch.Tensor] = {}
+        self.steps_of_terms = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups parameters by whether they are new and whether they decay: norms, biases and embeddings do not."""
@@ -72,9 +86,51 @@ class SllmTrainer(Trainer):
             )
         return self.optimizer
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        language_model: Any = self.model
+        if language_model.config.model_type not in ("sllm", "sentence_vae"):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # In training nobody reads the logits, and those of a whole batch are the largest tensor there is.
+        inputs = {**inputs, "skip_logits": not return_outputs}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if language_model.training:
+            for name, term in outputs.losses.items():
+                self.loss_terms[name] = self.loss_terms.get(name, 0.0) + term.detach()
+            self.steps_of_terms += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the terms of the loss, where it has more than one: of this process, averaged since the last time."""
+        if "loss" in logs and self.loss_terms:
+            if len(self.loss_terms) > 1:
+                # Each process and each of the accumulated batches has its share of the mean over all tokens.
+                scale = self.args.gradient_accumulation_steps * self.args.world_size / self.steps_of_terms
+                logs.update({f"loss_{name}": term.item() * scale for name, term in self.loss_terms.items()})
+            self.loss_terms, self.steps_of_terms = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Logs what `measure` finds."""
+        if self.measure is None:
+            return {}
+        self.stopwatch.pause()
+        figures = self.measure(self.accelerator.unwrap_model(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.stopwatch.go_on()
+        return metrics
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         # transformers draws this order from the global random state, which depends on what the model drew before.
-        if self.args.train_sampling_strategy != "group_by_length":
+        streamed = isinstance(self.train_dataset, IterableDataset)
+        if streamed or self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -109,25 +165,3 @@ class SeededLengthGroupedSampler(Sampler[int]):
         rest = [batch for batch in batches if len(batch) < self.batch_size]
         order = torch.randperm(len(full), generator=generator).tolist()
         return iter([index for batch in [*(full[i] for i in order), *rest] for index in batch])
-
-
-class Stopwatch(TrainerCallback, ExportableState):
-    """Seconds of training, over all the sessions of a run."""
-
-    def __init__(self, seconds: float = 0.0):
-        self.before = seconds
-        self.begun: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self.before + (0.0 if self.begun is None else time.monotonic() - self.begun)
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"seconds": self.seconds}, "attributes": {}}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.before = state.stateful_callbacks.get("Stopwatch", self.state())["args"]["seconds"]
-        self.begun = time.monotonic()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.before, self.begun = self.seconds, None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
-from hf_sllm.modeling.packing_sllm import Stream, flash_attention_kwargs, padded_batches, visible
+from hf_sllm.modeling.packing_sllm import Stream, flash_attention_kwargs, padded_rows, visible
 
 
 def stream_of(row, sentence) -> Stream:
@@ -56,13 +56,31 @@ def test_the_flash_call_gets_these_arguments_and_no_mask(monkeypatch):
     assert calls["sentence_encoder"]["cu_seq_lens_q"].diff().tolist() == (closed + config.num_latents).tolist()
 
 
-def test_padded_batches_hold_each_position_once_and_waste_less_than_half():
-    lengths = torch.tensor([5, 1, 64, 33, 9, 8, 17, 3])
-    batches = padded_batches(lengths)
-    held = torch.cat([batch.flatten() for batch in batches])
-    assert held[held >= 0].sort().values.tolist() == list(range(int(lengths.sum())))
-    for batch in batches:
-        assert (batch >= 0).float().mean() > 0.5 or batch.shape[1] <= 4
+@pytest.mark.parametrize("share", [True, False])
+def test_padded_rows_hold_each_position_once_in_order_and_cut_no_piece(share):
+    lengths = torch.tensor([5, 1, 10, 8, 9, 8, 7, 3] * 9)
+    rows = padded_rows(lengths, share)
+    assert rows[rows >= 0].tolist() == list(range(int(lengths.sum())))
+    assert set((lengths.cumsum(0) - lengths).tolist()) >= set(rows[:, 0].tolist())
+    assert len(rows) < len(lengths) if share else len(rows) == len(lengths)
+    if share:
+        assert (rows >= 0).float().mean() > 0.75
+
+
+@pytest.mark.parametrize("option", ["default", "sentence_alone", "paper"])
+def test_each_part_is_called_once_whatever_the_lengths_of_sentences(option, monkeypatch):
+    """Where weights are sharded over processes, each call is a round of communication that all have to make."""
+    model, calls = option_model(option).train(), []
+    for name in ("language_model", "sentence_encoder.model", "sentence_decoder.model"):
+        part = model.model.get_submodule(name)
+        part.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    texts = {"many lengths": [20, 5, 20, 20, 5, *[20] * 9, 5], "no closed sentence": [20, 21]}
+    for token_ids in texts.values():
+        calls.clear()
+        model(torch.tensor([token_ids]), labels=torch.tensor([token_ids])).loss.backward()
+        assert sorted(calls) == ["language_model", "sentence_decoder.model", "sentence_encoder.model"]
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("part", ["text_config", "sentence_encoder_config", "sentence_decoder_config"])

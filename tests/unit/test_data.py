@@ -1,6 +1,5 @@
 """Documents become token ids, blocks and batches, and nothing is lost on the way."""
 
-import gzip
 import json
 
 import datasets
@@ -10,6 +9,7 @@ from transformers import AutoConfig
 
 from hf_sllm import SllmConfig
 from hf_sllm.data import BlockCollator, document_ids, load_documents, make_blocks, train_tokenizer
+from hf_sllm.data import blocks as blocks_module
 from hf_sllm.modeling import SentenceSegmenter, boundary_tokens
 
 TEXTS = [
@@ -91,6 +91,42 @@ def test_blocks_are_the_same_each_time_and_found_in_the_cache(tmp_path, tokenize
     assert max(other["length"][:]) > 30
 
 
+def test_blocks_that_were_made_before_are_not_made_again(tmp_path, tokenizer, config, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS[:1]), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n".join(TEXTS[2:]), encoding="utf-8")
+    made = []
+    monkeypatch.setattr(blocks_module, "document_ids", lambda *args: made.append(args) or document_ids(*args))
+    for _ in range(2):
+        make_blocks(load_documents([tmp_path / "a.txt", tmp_path / "b.txt"]), tokenizer, config, block_size=30)
+    assert len(made) == 1
+
+
+def test_streamed_blocks_are_those_of_the_cache(blocks, tokenizer, config):
+    stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(num_shards=2)
+    streamed = make_blocks(stream, tokenizer, config, block_size=30)
+    assert isinstance(streamed, datasets.IterableDataset)
+    assert list(streamed) == blocks.to_list()
+    assert streamed.features == blocks.features
+
+
+def test_several_processes_make_the_blocks_of_one(tmp_path, tokenizer, config, monkeypatch):
+    # Each its own cache: otherwise the second call reads what the first has made.
+    made = []
+    for num_proc in (None, 2):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / str(num_proc))
+        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        made.append(make_blocks(load_documents(tmp_path / "texts.jsonl"), tokenizer, config, 30, num_proc))
+    assert made[0].to_list() == made[1].to_list()
+    assert (len(made[0].cache_files), len(made[1].cache_files)) == (1, 2)
+
+
+def test_streamed_documents_are_not_cut_by_several_processes(tokenizer, config):
+    stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="`num_proc` is 2.*`DataLoader`"):
+        make_blocks(stream, tokenizer, config, block_size=30, num_proc=2)
+
+
 def test_a_block_shorter_than_a_sentence_is_refused(tokenizer, config):
     with pytest.raises(ValueError, match="`block_size` is 23: it must be at least `max_sentence_length`, 24"):
         make_blocks(datasets.Dataset.from_dict({"text": TEXTS}), tokenizer, config, block_size=23)
@@ -132,51 +168,3 @@ def test_what_closes_a_quotation_can_be_one_token():
 def test_a_vocabulary_smaller_than_the_bytes_is_refused():
     with pytest.raises(ValueError, match="`tokenizer_vocab_size` is 200"):
         train_tokenizer(TEXTS, 200)
-
-
-@pytest.fixture
-def no_shared_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.mark.usefixtures("no_shared_cache")
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "txt", "txt.gz", "parquet"])
-def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind):
-    texts = ["One line.", "Another one."]
-    file = tmp_path / f"texts.{kind}"
-    lines = texts if "txt" in kind else [json.dumps({"text": text}) for text in texts]
-    if kind == "parquet":
-        datasets.Dataset.from_dict({"text": texts}).to_parquet(str(file))
-    else:
-        content = ("\n".join(lines) + "\n").encode()
-        file.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
-    assert load_documents(file)["text"][:] == texts
-    assert load_documents(file, limit=1)["text"][:] == texts[:1]
-
-
-@pytest.mark.usefixtures("no_shared_cache")
-def test_the_floor_is_kept_and_other_columns_are_not(tmp_path):
-    file = tmp_path / "texts.jsonl"
-    file.write_text('{"story": "A.", "bits": 7.5, "id": 3}\n')
-    assert load_documents(file, text_column="story").to_list() == [{"text": "A.", "bits": 7.5}]
-
-
-@pytest.mark.usefixtures("no_shared_cache")
-@pytest.mark.parametrize(
-    "name, content, options, message",
-    [
-        ("absent.jsonl", None, {}, "there is no file .*absent.jsonl"),
-        ("texts.docx", "A.", {}, "ends in '.docx'"),
-        ("texts.jsonl", '{"story": "A."}\n', {}, "no column 'text', only story"),
-        ("texts.jsonl", '{"text": 3}\n', {}, "holds int64, not text"),
-        ("texts.jsonl", '{"text": "A."}\n{"text": null}\n', {}, "row 1 of .* has no text"),
-        ("texts.jsonl", '{"text": "A."\n', {}, "cannot be read"),
-        ("texts.txt", "\n \n", {}, "holds no documents"),
-        ("texts.txt", "A.\n", {"limit": 0}, "`limit` is 0"),
-    ],
-)
-def test_what_is_no_set_of_documents_is_refused_with_the_reason(tmp_path, name, content, options, message):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_documents(tmp_path / name, **options)

@@ -92,6 +92,17 @@ def test_nobody_imports_the_command_line_or_the_space():
     assert offenders == []
 
 
+def test_what_inspects_models_imports_only_what_lies_below_it():
+    below = ("hf_sllm.modeling.", "hf_sllm.data.", "hf_sllm.evaluation.", "hf_sllm.inspection.")
+    offenders = [
+        where(file, node)
+        for file in python_files(PACKAGE / "inspection")
+        for node, name in imports(file)
+        if f"{name}.".startswith("hf_sllm.") and not f"{name}.".startswith(below)
+    ]
+    assert offenders == []
+
+
 def test_hf_sllm_modeling_is_the_modeling_folder():
     assert (PACKAGE / "modeling").resolve() == MODELING
     spec = importlib.util.find_spec("hf_sllm.modeling")

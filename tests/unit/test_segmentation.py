@@ -21,9 +21,10 @@ def by_hand(token_ids: list[int], config, open_length: int = 0) -> list[bool]:
     closes, length = [], open_length
     for token in token_ids:
         length += 1
-        hard = token in config.boundary_token_ids or token == config.eos_token_id
-        soft = token in config.clause_token_ids and length >= config.min_clause_length
-        closes.append(hard or soft or length >= config.max_sentence_length)
+        boundary = token in config.boundary_token_ids and length >= config.min_sentence_length
+        clause = token in config.clause_token_ids and length >= config.min_clause_length
+        is_end = token == config.eos_token_id
+        closes.append(boundary or clause or is_end or length >= config.max_sentence_length)
         length = 0 if closes[-1] else length
     return closes
 
@@ -31,10 +32,12 @@ def by_hand(token_ids: list[int], config, open_length: int = 0) -> list[bool]:
 @pytest.mark.parametrize("clauses", [[], CLAUSES])
 @pytest.mark.parametrize("open_length", [0, 3, 8])
 @pytest.mark.parametrize("length", [1, 2, 50])
-def test_tokens_close_sentences_as_the_rule_says(length, open_length, clauses):
-    segment = segmenter(clause_token_ids=clauses)
+@pytest.mark.parametrize("shortest", [1, 2, 5])
+def test_tokens_close_sentences_as_the_rule_says(length, open_length, clauses, shortest):
+    segment = segmenter(clause_token_ids=clauses, min_sentence_length=shortest)
     token_ids = random_ids(4, length, seed=length)
     token_ids[0, -1] = segment.config.eos_token_id
+    token_ids[1, : length // 2] = BOUNDARIES[0]
     layout = segment.layout(token_ids, torch.ones_like(token_ids).bool(), torch.full((4,), open_length))
     expected = [close for row in token_ids.tolist() for close in by_hand(row, segment.config, open_length)]
     assert layout.token_closes.tolist() == expected

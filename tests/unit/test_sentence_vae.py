@@ -7,7 +7,8 @@ import torch
 from models import BOUNDARIES, padded, random_ids, tiny_backbone, tiny_sllm
 
 from hf_sllm.modeling import SentenceVaeConfig, SentenceVaeModel
-from hf_sllm.modeling.modeling_sentence_vae import drop_inputs, kl_divergence, sample_latents, token_loss
+from hf_sllm.modeling.losses_sllm import chunked_token_loss, kl_divergence, token_loss
+from hf_sllm.modeling.modeling_sentence_vae import drop_inputs, sample_latents
 
 
 def tiny_vae(paper: bool = False, **fields) -> SentenceVaeModel:
@@ -82,13 +83,51 @@ def test_encode_predict_and_decode_are_what_the_forward_pass_does():
 def test_token_loss_is_cross_entropy_and_the_focal_factor_discounts_what_is_known():
     logits, targets = torch.randn(50, 7), torch.randint(7, (50,))
     targets[:5] = -100
-    plain = torch.nn.functional.cross_entropy(logits, targets)
-    torch.testing.assert_close(token_loss(logits, targets), plain)
     nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")[5:]
-    torch.testing.assert_close(token_loss(logits, targets, 2.0), (nats * (1 - torch.exp(-nats)) ** 2).mean())
+    torch.testing.assert_close(token_loss(logits, targets), nats.sum())
+    torch.testing.assert_close(token_loss(logits, targets, 2.0), (nats * (1 - torch.exp(-nats)) ** 2).sum())
 
 
-def test_kl_is_that_of_the_normal_distributions_and_free_bits_cost_nothing():
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("trainable_head", [True, False])
+def test_the_loss_in_chunks_is_that_of_the_whole_and_so_are_its_gradients(gamma, trainable_head):
+    head = torch.nn.Linear(6, 11).requires_grad_(trainable_head)
+    states, targets = torch.randn(50, 6, requires_grad=True), torch.randint(11, (50,))
+    targets[::4] = -100
+    inputs = [states, *(head.parameters() if trainable_head else [])]
+    largest = 0
+
+    def adjust(logits):
+        nonlocal largest
+        largest = max(largest, len(logits))
+        return logits
+
+    whole = token_loss(head(states), targets, gamma)
+    chunked = chunked_token_loss(states, targets, head, adjust, gamma, chunk_elements=4 * 11)
+    assert largest == 4
+    torch.testing.assert_close(chunked, whole)
+    expected, found = (torch.autograd.grad(0.5 * loss, inputs) for loss in (whole, chunked))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("make_model", [tiny_sllm, tiny_vae])
+def test_skipping_the_logits_changes_neither_losses_nor_gradients(make_model):
+    model, token_ids = make_model(stop_head=True).train(), random_ids(2, 30)
+    model.set_attn_implementation("eager")
+    labels = token_ids.masked_fill(torch.rand(token_ids.shape) < 0.2, -100)
+    found = []
+    for skip_logits in (False, True):
+        model.zero_grad()
+        outputs = model(token_ids, labels=labels, skip_logits=skip_logits)
+        assert (outputs.logits is None) == skip_logits
+        outputs.loss.backward()
+        found.append([outputs.loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="`skip_logits` is true without `labels`"):
+        model(token_ids, skip_logits=True)
+
+
+def test_kl_is_that_of_the_normal_distributions_clamped_unit_by_unit():
     config = tiny_vae(kl_weight=1.0).config
     mean, log_variance = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
     given = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
@@ -96,6 +135,16 @@ def test_kl_is_that_of_the_normal_distributions_and_free_bits_cost_nothing():
     torch.testing.assert_close(kl_divergence(config, mean, log_variance), expected.sum())
     config.kl_free_bits = 0.5
     torch.testing.assert_close(kl_divergence(config, mean, log_variance), expected.clamp(min=0.5 * math.log(2)).sum())
+    config.kl_max_bits = 1.5
+    clamped = expected.clamp(0.5 * math.log(2), 1.5 * math.log(2))
+    torch.testing.assert_close(kl_divergence(config, mean, log_variance), clamped.sum())
+
+
+def test_the_kl_scale_multiplies_the_weight_of_the_kl_term():
+    model, token_ids = tiny_vae(kl_weight=0.5).train(), random_ids(1, 30)
+    model.kl_scale = 0.25
+    outputs = model(token_ids, labels=token_ids)
+    torch.testing.assert_close(outputs.loss, outputs.losses["reconstruction"] + 0.125 * outputs.losses["kl"])
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -15,22 +13,6 @@ from hf_sllm.training.recipe import RECIPES
 from hf_sllm.training.trainer import SeededLengthGroupedSampler, is_new_part
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def recipe_file(tmp_path, monkeypatch):
-    """Writes a copy of the tiny recipe with some values changed."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def write(**changes) -> Path:
-        values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
-        values.update({"disable_tqdm": True, "output_dir": str(tmp_path / "run"), **changes})
-        file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
-        return file
-
-    return write
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in RECIPES.glob("*.yaml")))

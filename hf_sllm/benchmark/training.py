@@ -1,0 +1,77 @@
+"""Tokens trained on in a second, of an SLLM and of its bare backbone by turns."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What was measured.
+
+    Attributes:
+        backbone, sllm: Tokens per second: the median over the steps.
+        ratio: The median over the pairs of steps, one of each side after the other.
+        peak_memory: Of the backbone and of the SLLM, in bytes, on a GPU.
+    """
+
+    backbone: float
+    sllm: float
+    ratio: float
+    peak_memory: tuple[int, int] | None
+
+
+def measure_training(
+    backbone: PreTrainedModel,
+    sllm: PreTrainedModel,
+    token_ids: torch.Tensor,
+    steps: int = 5,
+    bf16: bool = True,
+    progress: bool = True,
+) -> TrainingSpeed:
+    """Trains both on the same tokens, all weights of each: forward and backward pass and a step of AdamW.
+
+    Args:
+        token_ids: `(batch, length)`.
+        steps: Steps of each that count; one before them does not.
+        bf16: Whether matrix products are in bfloat16, by autocast.
+    """
+    device = token_ids.device
+    sides = (backbone, sllm)
+    optimizers = [torch.optim.AdamW(side.to(device).train().parameters(), lr=1e-5, fused=True) for side in sides]  # type: ignore[arg-type]
+    seconds: list[tuple[float, ...]] = []
+    memory = [0, 0]
+    for _ in track(range(steps + 1), "Training by turns", console=Console(stderr=True), disable=not progress):
+        pair = []
+        for index, (side, optimizer) in enumerate(zip(sides, optimizers, strict=True)):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            training_step(side, optimizer, token_ids, bf16)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                memory[index] = max(memory[index], torch.cuda.max_memory_allocated())
+            pair.append(time.perf_counter() - begun)
+        seconds.append(tuple(pair))
+    counted = seconds[1:]
+    bare, wrapped = (token_ids.numel() / statistics.median(times) for times in zip(*counted, strict=True))
+    ratio = statistics.median(times[0] / times[1] for times in counted)
+    return TrainingSpeed(bare, wrapped, ratio, (memory[0], memory[1]) if device.type == "cuda" else None)
+
+
+def training_step(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, token_ids: torch.Tensor, bf16: bool
+) -> None:
+    """One step, as `SllmTrainer` takes it."""
+    kwargs = {"skip_logits": True} if model.config.model_type == "sllm" else {}
+    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=token_ids, labels=token_ids, use_cache=False, **kwargs).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()

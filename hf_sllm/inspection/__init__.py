@@ -1,0 +1,10 @@
+"""How healthy latents are: what they hold, what of it the decoder uses, and how much noise it bears.
+
+`matplotlib` is needed only where a figure is drawn, and is imported there.
+"""
+
+from .latents import LatentHealth, inspect_latents
+from .plots import plot_latents
+from .report import findings, print_latents
+
+__all__ = ["LatentHealth", "findings", "inspect_latents", "plot_latents", "print_latents"]

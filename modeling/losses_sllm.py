@@ -1,0 +1,110 @@
+"""The terms of the training loss, each a function of tensors: it knows no model."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_sentence_vae import SentenceVaeConfig
+
+# Logits that exist at once where a loss is computed in chunks: 256 MiB in float32.
+CHUNK_ELEMENTS = 2**26
+
+
+def token_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float = 0.0) -> torch.Tensor:
+    """Cross-entropy in nats of logits `(N, vocab)`, summed over the targets `(N,)` that are not -100.
+
+    Args:
+        gamma: Exponent of the focal loss (arXiv 1708.02002, equation 4).
+    """
+    nats = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
+    if gamma > 0:
+        nats = nats * (1 - torch.exp(-nats)) ** gamma
+    return nats.sum()
+
+
+def chunked_token_loss(
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    lm_head: nn.Module,
+    adjust: Callable[[torch.Tensor], torch.Tensor],
+    gamma: float = 0.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> torch.Tensor:
+    """`token_loss` of the logits of states `(N, width)`, which never exist all at once.
+
+    It is found inside one call of the LM head: where weights are sharded over processes (FSDP, ZeRO-3), they are whole
+    there, and gathered once, however many chunks a process has.
+
+    Args:
+        adjust: From what the LM head puts out to the logits.
+        chunk_elements: How many logits may exist at once.
+    """
+    scored = targets != -100
+    targets, head, had_own = targets[scored], lm_head.forward, "forward" in vars(lm_head)
+
+    def loss_of(chunk: torch.Tensor, first: int) -> torch.Tensor:
+        return token_loss(adjust(head(chunk)), targets[first : first + len(chunk)], gamma)
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        parameters = [parameter for parameter in lm_head.parameters() if parameter.requires_grad]
+        chunk_size = max(1, chunk_elements // head(states[:1].detach()).shape[-1])
+        return _SumOverChunks.apply(states, loss_of, chunk_size, *parameters)
+
+    lm_head.forward = forward
+    try:
+        return lm_head(states[scored])
+    finally:
+        if had_own:
+            lm_head.forward = head
+        else:
+            del lm_head.forward
+
+
+class _SumOverChunks(torch.autograd.Function):
+    """Sum of a function over chunks. The gradients are found chunk by chunk in the forward pass, while the chunk's
+    logits exist: nothing is computed twice, and the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx, states, function, chunk_size, *parameters):
+        state_grad = torch.zeros_like(states)
+        parameter_grads = [torch.zeros_like(parameter) for parameter in parameters]
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        for first in range(0, len(states), chunk_size):
+            with torch.enable_grad():
+                chunk = states[first : first + chunk_size].detach().requires_grad_()
+                loss = function(chunk, first)
+            total += loss.detach()
+            if any(ctx.needs_input_grad):
+                chunk_grad, *grads = torch.autograd.grad(loss, [chunk, *parameters])
+                state_grad[first : first + chunk_size] = chunk_grad
+                for accumulated, grad in zip(parameter_grads, grads, strict=True):
+                    accumulated += grad
+        ctx.save_for_backward(state_grad, *parameter_grads)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        state_grad, *parameter_grads = ctx.saved_tensors
+        return grad_output * state_grad, None, None, *(grad_output * grad for grad in parameter_grads)
+
+
+def kl_divergence(config: SentenceVaeConfig, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """KL of the latents' Gaussians from the standard normal, in nats, summed over sentences and units.
+
+    Each unit's is clamped to `kl_free_bits` from below (arXiv 1606.04934, appendix C.8, here unit by unit) and to
+    `kl_max_bits` from above: outside, it has no gradient.
+    """
+    per_unit = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
+    most = None if config.kl_max_bits is None else config.kl_max_bits * math.log(2)
+    return per_unit.float().clamp(min=config.kl_free_bits * math.log(2), max=most).sum()
+
+
+def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy in nats of the stop head, summed over the tokens."""
+    return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
+
+
+__all__ = ["chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]

@@ -1,0 +1,126 @@
+"""A recipe's stage says what is trained: a sentence VAE, an SLLM from one, adapters, or all but what is frozen."""
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from hf_sllm.training import load_recipe, train
+
+
+@pytest.fixture
+def run(recipe_file, tmp_path):
+    """Trains by a changed tiny recipe into a folder of this name; returns the results and the folder."""
+
+    def start(name="run", resume=False, **changes):
+        changes = {"max_steps": 2, "baseline": False, **changes}
+        return train(load_recipe(recipe_file(**changes), tmp_path / name), resume), tmp_path / name
+
+    return start
+
+
+def test_the_stage_sentence_vae_trains_and_measures_reconstruction(run):
+    (result,), folder = run(stage="sentence_vae", max_steps=30, learning_rate=1e-2)
+    assert AutoModel.from_pretrained(folder).config.model_type == "sentence_vae"
+    assert result.bits_per_byte is None
+    assert 0.1 < result.next_token_accuracy <= 1 and result.token_accuracy > 0 and result.exact_sentences is not None
+
+
+def test_an_sllm_begins_with_the_encoder_and_decoder_of_its_sentence_vae(run):
+    _, vae = run("vae", stage="sentence_vae", sllm_config={"latent_size": 24})
+    _, folder = run("sllm", sentence_vae=str(vae), tokenizer=str(vae), tokenizer_vocab_size=None, max_steps=1,
+                    learning_rate=0.0, new_parts_learning_rate=0.0)  # fmt: skip
+    stage1, stage2 = load_file(vae / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name, value in stage1.items():
+        if "embed_tokens" not in name:
+            assert torch.equal(value, stage2[f"model.{name}"]), name
+    table = "sentence_encoder.model.embed_tokens.weight"
+    assert torch.equal(stage1[table], stage2["model.language_model.embed_tokens.weight"])
+
+
+def test_lora_trains_adapters_of_the_backbone_and_all_around_it_and_resumes(run, monkeypatch):
+    from hf_sllm.training.trainer import SllmTrainer
+
+    trained = set()
+    plain = SllmTrainer.create_optimizer
+
+    def spy(self, *args):
+        trained.update(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        return plain(self, *args)
+
+    monkeypatch.setattr(SllmTrainer, "create_optimizer", spy)
+    results, folder = run(lora={"r": 2}, baseline=True, max_steps=4)
+    of_backbone = {name for name in trained if "language_model" in name or "baseline" in name}
+    assert of_backbone and all("lora_" in name for name in of_backbone)
+    assert any("sentence_decoder.modules_to_save.default.model.layers.0" in name for name in trained)
+    for path in (folder, folder / "baseline"):
+        assert (path / "adapter_model.safetensors").exists() and not (path / "model.safetensors").exists()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.model_type == "sllm"
+    again, _ = run(lora={"r": 2}, baseline=True, max_steps=4, resume=True)
+    assert [line.bits_per_byte for line in again] == [line.bits_per_byte for line in results]
+
+
+def test_what_is_frozen_stays_as_it_is_and_a_name_that_is_nowhere_is_refused(run):
+    _, before = run("before", max_steps=1, learning_rate=0.0, new_parts_learning_rate=0.0)
+    _, after = run("after", freeze=["language_model"], learning_rate=1e-2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (before, after))
+    for name, value in before.items():
+        frozen = "language_model" in name
+        assert torch.equal(value, after[name]) == frozen, name
+    with pytest.raises(ValueError, match="`freeze` names 'backbone', and the model has no module called that"):
+        run("refused", freeze=["backbone"])
+
+
+def test_streamed_documents_are_trained_on(run):
+    (streamed,), _ = run("streamed", streaming=True, tokenizer="hf_sllm/checkpoints/sllm-stories",
+                         tokenizer_vocab_size=None)  # fmt: skip
+    assert streamed.tokens_seen > 0
+    with pytest.raises(ValueError, match="give `max_steps`"):
+        run("refused", streaming=True, max_steps=-1)
+
+
+def test_curves_tell_loss_terms_and_figures_of_both_models_over_tokens(run):
+    changes = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "report_to": "tensorboard"}
+    config = {"reconstruction_weight": 0.5}
+    results, folder = run(baseline=True, max_steps=4, sllm_config=config, **changes)
+    rows = list(csv.DictReader((folder / "curves.csv").open()))
+    assert (folder / "curves.png").stat().st_size > 10_000
+    assert any(folder.rglob("events.out.tfevents*"))
+    for result in results:
+        own = [row for row in rows if row["model"] == result.name]
+        measured = [row for row in own if row["eval_bits_per_byte"]]
+        assert [row["step"] for row in measured] == ["2", "4"]
+        assert float(measured[-1]["eval_bits_per_byte"]) == pytest.approx(result.bits_per_byte, rel=1e-5)
+        assert [row["step"] for row in own if row["loss"]] == ["1", "2", "3", "4"]
+        assert int(own[-1]["tokens"]) == result.tokens_seen
+    sllm = [row for row in rows if row["model"] == "SLLM" and row["loss"]]
+    for row in sllm:
+        total = float(row["loss_next_sentence"]) + 0.5 * float(row["loss_reconstruction"])
+        assert total == pytest.approx(float(row["loss"]), rel=1e-3)
+
+
+def test_the_kl_term_warms_up(run, monkeypatch):
+    from hf_sllm import SllmForCausalLM
+
+    scales = []
+    plain = SllmForCausalLM.weighted_sum
+
+    def spy(self, losses):
+        if "kl" in losses:
+            scales.append(self.kl_scale)
+        return plain(self, losses)
+
+    monkeypatch.setattr(SllmForCausalLM, "weighted_sum", spy)
+    run(sllm_config={"kl_weight": 0.1}, kl_warmup_steps=4, max_steps=6)
+    assert scales == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_the_summary_of_a_run_tells_the_ratio_to_its_baseline(run):
+    results, folder = run(baseline=True, baseline_config={"num_hidden_layers": 3})
+    assert [line.name for line in results] == ["token-level model", "SLLM"]
+    assert results[1].ratio == results[1].bits_per_byte / results[0].bits_per_byte
+    assert json.loads((folder / "baseline" / "config.json").read_text())["num_hidden_layers"] == 3
