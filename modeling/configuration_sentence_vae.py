@@ -20,8 +20,7 @@ class SentenceVaeConfig(PreTrainedConfig):
 
     Args:
         sentence_encoder_config, sentence_decoder_config (`dict | PreTrainedConfig`): AutoModel configs.
-        num_latents, latent_size (`int`): Latent vectors per sentence, 1 in the paper; and their width, by default the
-            token embeddings'.
+        num_latents, latent_size (`int`): Latent vectors per sentence, 1 in the paper, and their width.
         max_sentence_length (`int`): A sentence is closed when it has this many tokens; 64 in the paper.
         boundary_token_ids (`list[int]`): Tokens that close a sentence, see `boundary_tokens`; `eos_token_id` does too.
         clause_token_ids (`list[int]`): Further such tokens, for longer sentences.
@@ -35,8 +34,8 @@ class SentenceVaeConfig(PreTrainedConfig):
         focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
         stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
         kl_free_bits, kl_max_bits (`float`): Each unit's KL is clamped to lie between; outside it has no gradient.
-        token_dropout, latent_dropout (`float`): Share of the decoder's input tokens, and of the sentences' latents,
-            hidden from it in training.
+        token_dropout, latent_dropout, context_dropout (`float`): Share of the decoder's input tokens, of the sentences'
+            latents, and of the batches with all they have of context before the sentence, hidden in training.
         latent_noise (`float`): Standard deviation of the noise added to latents in training.
         lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
     """
@@ -73,6 +72,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     kl_max_bits: float | None = None
     token_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
+    context_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_noise: float = interval(min=0.0)(default=0.0)
     lm_head_bias: bool = False
     pad_token_id: int | None = None

@@ -12,9 +12,38 @@ from .segmentation_sllm import boundary_tokens
 
 
 class FromBackboneMixin:
-    """Adds `from_backbone` to a model."""
+    """Adds `from_backbone` to a model, and to `from_pretrained` that what is saved may leave the weights of the backbone
+    where they are."""
 
     config_class: Any
+
+    # What `from_backbone` was given, if the backbone has a name: enough to begin again.
+    backbone_origin: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As any model's. A config with a `backbone_origin` comes with adapters and without weights: the model is made
+        of its backbone anew, and what a backbone does not give has to be in the adapters."""
+        config = kwargs.pop("config", None)
+        if config is None and pretrained_model_name_or_path is not None:
+            hub_kwargs = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        origin = getattr(config, "backbone_origin", None)
+        if origin is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)  # type: ignore[misc]
+        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto")
+        config = copy.deepcopy(config)
+        config.backbone_origin = None  # with weights of its own, it is a model like any other
+        model: Any = cls(config)  # type: ignore[call-arg]
+        with torch.no_grad():
+            copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
+        # By way of its state dict, so that what else the call asks for (dtype, device map) is done as ever.
+        kwargs = {"config": config, "state_dict": model.state_dict(), **kwargs}
+        adapter_kwargs = {**(kwargs.pop("adapter_kwargs", None) or {})}
+        adapter_kwargs.pop("_adapter_model_path", None)
+        model = super().from_pretrained(None, *model_args, **kwargs)  # type: ignore[misc]
+        model.load_adapter(pretrained_model_name_or_path, adapter_kwargs=adapter_kwargs)
+        return model.eval()
 
     @classmethod
     @torch.no_grad()
@@ -82,6 +111,8 @@ class FromBackboneMixin:
         copy_weights(model, backbone, encoder_layers, decoder_layers)
         if sentence_vae is not None:
             copy_sentence_vae(model, sentence_vae)
+        elif backbone.name_or_path:
+            model.backbone_origin = {"name_or_path": backbone.name_or_path, **given}
         return model.train(backbone.training)
 
 

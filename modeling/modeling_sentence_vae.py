@@ -66,6 +66,7 @@ class SentenceEncoder(nn.Module):
         self.config = config
         self.packed: bool | None = None
         self.model = AutoModel.from_config(config.sentence_encoder_config)
+        self._no_split_modules = self.model._no_split_modules  # a model collects its children's
         width = self.model.get_input_embeddings().embedding_dim
         if token_width is not None:
             self.model.set_input_embeddings(None)
@@ -122,6 +123,7 @@ class SentenceDecoder(nn.Module):
         self.config = config
         self.packed: bool | None = None
         self.model = AutoModel.from_config(config.sentence_decoder_config)
+        self._no_split_modules = self.model._no_split_modules  # a model collects its children's
         width = self.model.get_input_embeddings().embedding_dim
         self.model.set_input_embeddings(None)
         self.embed_projection = project(token_width, width)
@@ -156,6 +158,8 @@ class SentenceDecoder(nn.Module):
         if context_length is None:
             context_length = self.config.decoder_context_length
         token_embeds, latents = drop_inputs(self.config, token_embeds, latents, self.training)
+        if self.training and self.config.context_dropout > 0 and torch.rand(()) < self.config.context_dropout:
+            context_length = 0  # what the text before says has to come through the latents
         inputs_embeds, memory = self.embed(latents, token_embeds, positions)
         hidden_states = hidden_states or HiddenStates()
         if cache is None:

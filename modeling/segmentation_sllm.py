@@ -102,8 +102,8 @@ class SentenceSegmenter:
         self._tables: dict[torch.device, torch.Tensor] = {}
 
     def closing_strength(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """3 for a token that closes any sentence, 2 for one that closes those of at least `min_sentence_length` tokens,
-        1 for one that closes those of at least `min_clause_length`, else 0."""
+        """3 for a token that closes any sentence, 2 for one that closes those of `min_sentence_length` tokens or more,
+        1 for one that closes those of `min_clause_length` or more, else 0."""
         table = self._tables.get(token_ids.device)
         if table is None:
             eos = self.config.eos_token_id

@@ -1,10 +1,12 @@
 """What of a model is trained: all of it, all but some modules, or adapters on the backbone and the new parts."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 # The modules of an `SllmModel` around its backbone.
@@ -29,12 +31,15 @@ def freeze(model: nn.Module, names: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def add_lora(model: PreTrainedModel, fields: dict[str, Any], base_dir: Path) -> Any:
+def add_lora(model: Any, fields: dict[str, Any], output_dir: Path) -> Any:
     """Adapts a backbone by LoRA (arXiv 2106.09685). Of an SLLM, all around the backbone is trained in full.
+
+    The adapter goes with the config of the model that it adapts, so that `from_pretrained(output_dir)` finds both. The
+    weights of a backbone that has a name stay where they are.
 
     Args:
         fields: Of peft's `LoraConfig`. By default every linear layer of the backbone is adapted.
-        base_dir: Where the model as it is now is saved, unless it was before: an adapter names its base.
+        output_dir: Where the adapter will be saved.
 
     Returns:
         A `PeftModel`.
@@ -49,9 +54,8 @@ def add_lora(model: PreTrainedModel, fields: dict[str, Any], base_dir: Path) -> 
 
     is_sllm = model.config.model_type == "sllm"
     backbone = model.model.language_model if is_sllm else model.base_model
-    linear = {
-        path.rsplit(".", 1)[-1] for path, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
+    modules = backbone.named_modules()
+    linear = {path.rsplit(".", 1)[-1] for path, module in modules if isinstance(module, nn.Linear | Conv1D)}
     within = r".*language_model\..*" if is_sllm else ".*"
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": rf"{within}\.({'|'.join(sorted(linear))})"}
     if is_sllm:
@@ -60,6 +64,32 @@ def add_lora(model: PreTrainedModel, fields: dict[str, Any], base_dir: Path) -> 
         config = LoraConfig(**{**defaults, **fields})
     except TypeError as error:
         raise ValueError(f"`lora` is {fields!r}: {error}") from error
-    if not (base_dir / "config.json").exists():
-        model.save_pretrained(base_dir)
-    return get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir, dtype=model.dtype), config)
+    base = save_base(model, output_dir)
+    adapted = get_peft_model(model, config)
+    config.base_model_name_or_path = base
+    return adapted
+
+
+def save_base(model: Any, output_dir: Path) -> str:
+    """Saves what an adapter adapts: of a model made of a backbone that has a name, the config alone.
+
+    Returns:
+        Its name or path.
+    """
+    if model.config.model_type != "sllm" and model.name_or_path:
+        return model.name_or_path
+    if getattr(model, "backbone_origin", None) is None:
+        model.save_pretrained(output_dir / "base")
+        return str(output_dir / "base")
+    config = copy.deepcopy(model.config)
+    config.backbone_origin = model.backbone_origin
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(output_dir)
+    return str(output_dir)
+
+
+def store_in_bfloat16(folder: Path) -> None:
+    """Halves the size of a saved adapter."""
+    file = folder / "adapter_model.safetensors"
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})

@@ -25,7 +25,7 @@ from hf_sllm.data import BlockCollator, load_documents, make_blocks, train_token
 from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
-from .adapters import add_lora, freeze
+from .adapters import add_lora, freeze, store_in_bfloat16
 from .curves import write_curves
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments
 from .results import Result, print_results, write_results
@@ -188,7 +188,7 @@ def train_model(
     model: Any = make_model()
     if arguments.lora is not None:
         with training.main_process_first(local=training.save_on_each_node, desc="saving the base"):
-            model = add_lora(model, arguments.lora, output_dir / "base")
+            model = add_lora(model, arguments.lora, output_dir)
     if arguments.freeze is not None and model.config.model_type in ("sllm", "sentence_vae"):
         freeze(model, arguments.freeze)
     trainer = SllmTrainer(
@@ -210,6 +210,8 @@ def train_model(
         "seed": training.seed,
     }
     if trainer.is_world_process_zero():
+        if arguments.lora is not None and training.bf16:
+            store_in_bfloat16(output_dir)
         summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()  # what is saved is there when any process reads it back
     return summary

@@ -160,6 +160,20 @@ def test_noise_and_dropout_act_in_training_only(training):
         assert hidden.mean().item() == pytest.approx(share if training else 0.0, abs=0.05)
 
 
+@torch.no_grad()
+def test_context_dropout_hides_all_before_the_sentence_in_training_only():
+    """With context a token before the sentence reaches its logits past the latents; without, through them alone."""
+    model, token_ids = tiny_sllm(decoder_context_length=20, context_dropout=1.0), random_ids(1, 40)
+    model.model.sentence_encoder.latent_head.weight.zero_()  # nothing comes through the latents
+    other = token_ids.clone()
+    token_ids[0, 0], other[0, 0] = 30, 31
+    last = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool()).token_sentence == 2
+    for training in (True, False):
+        model.train(training)
+        same = torch.allclose(model(token_ids).logits[0, last], model(other).logits[0, last], atol=1e-6)
+        assert same == training
+
+
 def test_the_loss_is_the_weighted_sum_of_its_terms_in_training_and_cross_entropy_otherwise():
     options = {"stop_head": True, "stop_weight": 0.3, "kl_weight": 0.1, "reconstruction_weight": 0.7}
     model, token_ids = tiny_sllm(**options), random_ids(2, 30)

@@ -64,6 +64,25 @@ def test_lora_trains_adapters_of_the_backbone_and_all_around_it_and_resumes(run,
     assert [line.bits_per_byte for line in again] == [line.bits_per_byte for line in results]
 
 
+def test_adapters_of_a_named_backbone_leave_its_weights_where_they_are(run, tmp_path):
+    """What is measured on the way, on the model in memory, is what the saved one gives."""
+    from models import tiny_backbone
+
+    tokenizer = "hf_sllm/checkpoints/sllm-stories"
+    backbone = tiny_backbone(vocab_size=2048)
+    backbone.save_pretrained(tmp_path / "backbone")
+    changes = {"backbone": str(tmp_path / "backbone"), "backbone_config": None, "tokenizer": tokenizer,
+               "tokenizer_vocab_size": None, "lora": {"r": 2}, "max_steps": 4, "learning_rate": 1e-2}  # fmt: skip
+    (before, *_, trained), folder = run(eval_strategy="steps", eval_steps=4, **changes)
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    (measured,) = (entry["eval_bits_per_byte"] for entry in log if "eval_bits_per_byte" in entry)
+    assert trained.bits_per_byte == pytest.approx(measured, rel=1e-5)
+    assert not list(folder.rglob("model.safetensors"))
+    assert not (folder / "base").exists()
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    assert whole.config.backbone_origin is None
+
+
 def test_what_is_frozen_stays_as_it_is_and_a_name_that_is_nowhere_is_refused(run):
     _, before = run("before", max_steps=1, learning_rate=0.0, new_parts_learning_rate=0.0)
     _, after = run("after", freeze=["language_model"], learning_rate=1e-2)
