@@ -143,7 +143,8 @@ def evaluate(
     data: Annotated[str, typer.Argument(help="A file of documents, or a dataset on the Hub.")],
     split: Annotated[str, typer.Option(help="The split of a dataset on the Hub.")] = "validation",
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many documents only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many documents only, spread over all.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=4, help="Cut documents into pieces of so many bytes.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Documents at a time.")] = 16,
 ) -> None:
     """Measure bits per byte, beside the floor if the data tells it; of a sentence VAE, what it reconstructs."""
@@ -151,10 +152,13 @@ def evaluate(
         import torch
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-        from hf_sllm.data import load_documents
+        from hf_sllm.data import cut_documents, load_documents, spread
         from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 
-        documents = load_documents(data, split, text_column, limit)
+        documents = load_documents(data, split, text_column)
+        if max_bytes is not None:
+            documents = cut_documents(documents, max_bytes)
+        documents = spread(documents, limit)
         tokenizer = AutoTokenizer.from_pretrained(model)
         is_vae = AutoConfig.from_pretrained(model).model_type == "sentence_vae"
         auto_class = AutoModel if is_vae else AutoModelForCausalLM

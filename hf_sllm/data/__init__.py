@@ -6,6 +6,7 @@ that a model can be used without it.
 
 from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
 from .documents import load_documents
+from .pieces import cut_documents, spread
 from .plot import plot_sentence_lengths
 from .statistics import SentenceStatistics, sentence_rule, sentence_statistics
 from .tokenizer import train_tokenizer
@@ -13,12 +14,14 @@ from .tokenizer import train_tokenizer
 __all__ = [
     "BlockCollator",
     "SentenceStatistics",
+    "cut_documents",
     "document_ids",
     "load_documents",
     "make_blocks",
     "plot_sentence_lengths",
     "sentence_rule",
     "sentence_statistics",
+    "spread",
     "start_token_id",
     "train_tokenizer",
 ]

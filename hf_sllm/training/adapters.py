@@ -60,6 +60,8 @@ def add_lora(model: Any, fields: dict[str, Any], output_dir: Path) -> Any:
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": rf"{within}\.({'|'.join(sorted(linear))})"}
     if is_sllm:
         defaults["modules_to_save"] = AROUND_BACKBONE
+    else:  # a baseline has nothing around it
+        fields = {name: value for name, value in fields.items() if name != "modules_to_save"}
     try:
         config = LoraConfig(**{**defaults, **fields})
     except TypeError as error:

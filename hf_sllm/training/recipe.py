@@ -105,7 +105,12 @@ class DataArguments:
     )
     block_size: int = field(default=512, metadata={"help": "The longest training example, in tokens."})
     train_limit: int | None = field(default=None, metadata={"help": "Train on the first so many documents only."})
-    valid_limit: int | None = field(default=None, metadata={"help": "Measure on the first so many documents only."})
+    valid_limit: int | None = field(
+        default=None, metadata={"help": "Measure on so many documents only, spread over all."}
+    )
+    valid_bytes: int | None = field(
+        default=None, metadata={"help": "Cut the documents that are measured on into pieces of at most so many bytes."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read `train_data` as it is trained on; then give `max_steps`."}
     )

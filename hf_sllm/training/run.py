@@ -21,7 +21,7 @@ from transformers import (
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_sllm.data import BlockCollator, load_documents, make_blocks, train_tokenizer
+from hf_sllm.data import BlockCollator, cut_documents, load_documents, make_blocks, spread, train_tokenizer
 from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
@@ -72,7 +72,10 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         documents = load_documents(
             data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
         )
-        valid = load_documents(data.valid_data, data.valid_split, data.text_column, data.valid_limit)
+        valid = load_documents(data.valid_data, data.valid_split, data.text_column)
+        if data.valid_bytes is not None:
+            valid = cut_documents(valid, data.valid_bytes)
+        valid = spread(valid, data.valid_limit)
         tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
     make_models = {NAMES[arguments.stage]: lambda: make_model(arguments, tokenizer)}
     if training.baseline:
