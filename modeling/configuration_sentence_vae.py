@@ -125,7 +125,7 @@ class SentenceVaeConfig(PreTrainedConfig):
             text_config: The language model's config.
             encoder_layers: Which of its layers the encoder has, or how many: then the first ones.
             decoder_layers: Which of its layers the decoder has, or how many: then half of them the first ones, half
-                the last ones. By default half as many as the language model has.
+                the last ones. By default a sixth of the language model's, but at least 2.
             kwargs: Fields of this config.
 
         Raises:

@@ -49,7 +49,7 @@ def select_layers(
     """Indices of the backbone's layers that the encoder and the decoder are made of."""
     total = text_config.num_hidden_layers
     if decoder_layers is None:
-        decoder_layers = max(1, total // 2)
+        decoder_layers = min(total, max(2, total // 6))
     if isinstance(encoder_layers, int):
         encoder_layers = list(range(encoder_layers))
     if isinstance(decoder_layers, int) and decoder_layers <= total:

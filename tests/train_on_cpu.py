@@ -1,7 +1,7 @@
 """`python -m hf_sllm.training` in processes on the CPU that accelerate takes for GPUs.
 
-accelerate shards weights on accelerators only, and on the CPU silently trains by DDP instead; torch's `fully_shard` does
-both. So all that runs is what would run on GPUs, but for the device and gloo in NCCL's place.
+accelerate shards weights on accelerators only, and on the CPU silently trains by DDP instead; torch shards on both. So
+what runs here is what would run on GPUs, but for the device, and gloo in NCCL's place.
 """
 
 import os

@@ -59,7 +59,7 @@ CASES = {
         "`sentence_decoder_config.max_position_embeddings` is 256",
     ),
     "more sentences than learned positions": (
-        lambda *_: tiny_sllm("gpt2", decoder_context_length=0)(torch.full((1, 300), 5)),
+        lambda *_: tiny_sllm("gpt2", decoder_context_length=0)(torch.full((1, 600), 5)),
         "`text_config.max_position_embeddings` is 256",
     ),
     "no sentences": (lambda model, _: model.generate(IDS, max_sentences=0), "`max_sentences` is 0"),
