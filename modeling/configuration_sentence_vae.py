@@ -34,8 +34,8 @@ class SentenceVaeConfig(PreTrainedConfig):
         focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
         stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
         kl_free_bits, kl_max_bits (`float`): Each unit's KL is clamped to lie between; outside it has no gradient.
-        token_dropout, latent_dropout, context_dropout (`float`): Share of the decoder's input tokens, of the sentences'
-            latents, and of the batches with all they have of context before the sentence, hidden in training.
+        token_dropout, latent_dropout, context_dropout (`float`): Shares of the decoder's input tokens, of the
+            sentences' latents, and of the batches without context before the sentence, hidden in training.
         latent_noise (`float`): Standard deviation of the noise added to latents in training.
         lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
     """

@@ -12,8 +12,7 @@ from .segmentation_sllm import boundary_tokens
 
 
 class FromBackboneMixin:
-    """Adds `from_backbone` to a model, and to `from_pretrained` that what is saved may leave the weights of the backbone
-    where they are."""
+    """Adds `from_backbone` to a model, and to `from_pretrained` that an adapter's folder need not hold the weights."""
 
     config_class: Any
 
