@@ -17,13 +17,11 @@ class TrainingSpeed:
     Attributes:
         backbone, sllm: Tokens per second: the median over the steps.
         ratio: The median over the pairs of steps, one of each side after the other.
-        peak_memory: Of the backbone and of the SLLM, in bytes, on a GPU.
     """
 
     backbone: float
     sllm: float
     ratio: float
-    peak_memory: tuple[int, int] | None
 
 
 def measure_training(
@@ -45,24 +43,19 @@ def measure_training(
     sides = (backbone, sllm)
     optimizers = [torch.optim.AdamW(side.to(device).train().parameters(), lr=1e-5, fused=True) for side in sides]  # type: ignore[arg-type]
     seconds: list[tuple[float, ...]] = []
-    memory = [0, 0]
     for _ in track(range(steps + 1), "Training by turns", console=Console(stderr=True), disable=not progress):
         pair = []
-        for index, (side, optimizer) in enumerate(zip(sides, optimizers, strict=True)):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
+        for side, optimizer in zip(sides, optimizers, strict=True):
             begun = time.perf_counter()
             training_step(side, optimizer, token_ids, bf16)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-                memory[index] = max(memory[index], torch.cuda.max_memory_allocated())
             pair.append(time.perf_counter() - begun)
         seconds.append(tuple(pair))
     counted = seconds[1:]
     bare, wrapped = (token_ids.numel() / statistics.median(times) for times in zip(*counted, strict=True))
     ratio = statistics.median(times[0] / times[1] for times in counted)
-    return TrainingSpeed(bare, wrapped, ratio, (memory[0], memory[1]) if device.type == "cuda" else None)
+    return TrainingSpeed(bare, wrapped, ratio)
 
 
 def training_step(

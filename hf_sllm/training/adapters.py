@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
 # The modules of an `SllmModel` around its backbone.
@@ -87,6 +88,7 @@ def save_base(model: Any, output_dir: Path) -> str:
     config.backbone_origin = model.backbone_origin
     config.architectures = [type(model).__name__]
     config.save_pretrained(output_dir)
+    custom_object_save(model, output_dir)  # the model's code, which would come with its weights
     return str(output_dir)
 
 

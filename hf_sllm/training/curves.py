@@ -55,7 +55,7 @@ def draw_curves(rows: list[dict], path: Path) -> None:
             points = [(row["tokens"], row[key]) for row in rows if row["model"] == name and key in row]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, marker="." if key != "loss" else None)
-        if key == "loss":  # falls by orders of magnitude of tokens
+        if key == "loss":  # falls fast at first, then ever more slowly
             axes.set_xscale("log")
             axes.set_yscale("log")
         axes.set_xlabel("tokens seen")
