@@ -105,6 +105,39 @@ def ablate(
         run(file, output_dir)
 
 
+@app.command("layers")
+def choose_layers(
+    backbone: Annotated[str, typer.Argument(help="Path or name of a causal language model.")],
+    data: Annotated[list[str], typer.Option(help="A file of documents, or a dataset on the Hub; may be repeated.")],
+    keep: Annotated[int, typer.Option(min=1, help="Go down to so many layers.")] = 2,
+    texts: Annotated[int, typer.Option(min=1, help="How many pieces of text to read, spread over the documents.")] = 6,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 64,
+    split: Annotated[str, typer.Option(help="The split of a dataset on the Hub.")] = "train",
+) -> None:
+    """Find the layers that a decoder best begins with: leave out one after the other, always the least missed."""
+    with told_plainly():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from hf_sllm.data import document_ids, load_documents, spread
+        from hf_sllm.training.layers import choose_layers as choose
+
+        model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+        documents = spread(load_documents(data, split), 4 * texts)
+        rows = [row[:length] for row in document_ids(documents["text"], AutoTokenizer.from_pretrained(backbone))]
+        rows = [row for row in rows if len(row) == length][:texts]
+        if not rows:
+            raise ValueError(f"no document of {data} has {length} tokens: lower `--length`.")
+        choices = choose(model, torch.tensor(rows), keep)
+    table = Table(title=f"{backbone}, {len(rows)} x {length} tokens")
+    table.add_column("layers", justify="right")
+    table.add_column("nats per token", justify="right")
+    table.add_column("which: `decoder_layers` of a recipe")
+    for choice in choices:
+        table.add_row(str(len(choice.layers)), f"{choice.nats:.3f}", str(list(choice.layers)))
+    Console().print(table)
+
+
 @bench_app.command("training")
 def bench_training(
     shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
@@ -137,59 +170,79 @@ def bench_training(
     Console().print(table)
 
 
-@app.command()
+@app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path or name of any causal language model, or of a sentence VAE.")],
-    data: Annotated[str, typer.Argument(help="A file of documents, or a dataset on the Hub.")],
+    data: Annotated[list[str], typer.Option(help="A file of documents, or a dataset on the Hub; may be repeated.")],
+    against: Annotated[str | None, typer.Option(help="The model to hold it against: its backbone, or any.")] = None,
+    measures: Annotated[str | None, typer.Option(help="Some of them, with commas between; by default all.")] = None,
     split: Annotated[str, typer.Option(help="The split of a dataset on the Hub.")] = "validation",
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="So many documents only, spread over all.")] = None,
     max_bytes: Annotated[int | None, typer.Option(min=4, help="Cut documents into pieces of so many bytes.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Tokens read at once; by default all both can.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="New tokens of each further window; default: half.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Documents at a time.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="A folder for evaluation.json and evaluation.png.")] = None,
 ) -> None:
-    """Measure bits per byte, beside the floor if the data tells it; of a sentence VAE, what it reconstructs."""
+    """Measure a model and one to hold it against: bits per byte, use of context, writing, what is reconstructed."""
     with told_plainly():
-        import torch
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
         from hf_sllm.data import cut_documents, load_documents, spread
-        from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
+        from hf_sllm.evaluation.plots import plot_evaluation
+        from hf_sllm.evaluation.report import evaluate as run
+        from hf_sllm.evaluation.tables import print_evaluation
 
+        logging.disable_progress_bar()
         documents = load_documents(data, split, text_column)
         if max_bytes is not None:
             documents = cut_documents(documents, max_bytes)
-        documents = spread(documents, limit)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        is_vae = AutoConfig.from_pretrained(model).model_type == "sentence_vae"
-        auto_class = AutoModel if is_vae else AutoModelForCausalLM
-        evaluated = auto_class.from_pretrained(model, dtype=torch.float32)
-        evaluated.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        if is_vae:
-            copied = reconstruction(evaluated, tokenizer, documents, batch_size)
-            figures = {
-                "tokens right": f"{copied.token_accuracy:.2%}",
-                "next tokens right": f"{copied.next_token_accuracy:.2%}",
-                "exact sentences": f"{copied.exact_sentences:.2%}",
-                "tokens": f"{copied.tokens:,}",
-                "sentences": f"{copied.sentences:,}",
-                "seconds": f"{copied.seconds:.1f}",
-            }
-        else:
-            found = bits_per_byte(evaluated, tokenizer, documents, batch_size)
-            figures = {
-                "bits per byte": f"{found.bits_per_byte:.4f}",
-                "tokens": f"{found.tokens:,}",
-                "bytes": f"{found.bytes:,}",
-                "seconds": f"{found.seconds:.1f}",
-            }
-        floor = None if is_vae else entropy_floor(documents)
-    table = Table(title=f"{data}, {len(documents)} documents")
-    table.add_column("")
-    for name in figures:
-        table.add_column(name, justify="right")
-    if floor is not None:
-        table.add_row("floor", f"{floor:.4f}")
-    table.add_row(model, *figures.values())
+        found = run(
+            model,
+            spread(documents, limit),
+            data,
+            against,
+            None if measures is None else [name.strip() for name in measures.split(",")],
+            window,
+            stride,
+            batch_size,
+            seed,
+            keep=None if output is None else lambda found: found.save(output / "evaluation.json"),
+        )
+        print_evaluation(found, Console())
+        if output is not None:
+            plot_evaluation(found, output / "evaluation.png")
+    if not any(side.figures for side in found.sides):
+        raise typer.Exit(1)
+
+
+@app.command("paper-check")
+def paper_check(
+    steps: Annotated[int, typer.Option(min=1, help="Of training, in each way.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the texts.")] = 0,
+) -> None:
+    """Show on random tokens that wrong masks score below the entropy, and right ones do not."""
+    with told_plainly():
+        from hf_sllm.evaluation.paper_check import paper_check as check
+
+        rows = check(steps, seed)
+    table = Table(title=f"Bits per token of independent uniform tokens, {steps} steps, seed {seed}")
+    for name in ("", "bits per token", "entropy", "difference", "standard error", "below the entropy"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.bits_per_token:.4f}",
+            f"{row.entropy:.4f}",
+            f"{row.bits_per_token - row.entropy:+.4f}",
+            f"{row.standard_error:.4f}",
+            "yes" if row.below else "no",
+            style="red" if row.below else None,
+        )
     Console().print(table)
 
 
@@ -286,6 +339,22 @@ def inspect(
             output.mkdir(parents=True, exist_ok=True)
             health.save(output / "latents.json")
             plot_latents(health, output / "latents.png", model)
+
+
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    no_args_is_help=True,
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness, to which SLLMs and our tasks are known: sllm_cloze, sllm_gsm8k, sllm_bits_per_byte.
+
+    All arguments go to its own command; `hf-sllm lm-eval -- run --help` lists them.
+    """
+    with told_plainly():
+        from hf_sllm.harness import run
+
+        run(context.args)
 
 
 def load_with_latents(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -71,10 +71,10 @@ class SentenceEncoder(nn.Module):
         if token_width is not None:
             self.model.set_input_embeddings(None)
         self.embed_projection = project(token_width, width)
-        if config.pooling == "queries":
-            self.latent_queries = nn.Embedding(config.num_latents, width)
-        else:
+        if config.pooling == "sum":
             self.latent_norm = nn.LayerNorm(width)
+        else:
+            self.latent_queries = nn.Embedding(config.num_latents, width)
         # With a KL term a latent is a Gaussian: mean and log-variance.
         self.latent_head = nn.Linear(width, config.latent_size * (2 if config.kl_weight > 0 else 1))
 
@@ -89,17 +89,20 @@ class SentenceEncoder(nn.Module):
         """
         token_embeds = self.embed_projection(token_embeds)
         lengths = torch.bincount(sentence)
-        num_queries = self.config.num_latents if self.config.pooling == "queries" else 0
-        token_slot = torch.arange(len(sentence), device=sentence.device) + num_queries * sentence
+        num_queries = 0 if self.config.pooling == "sum" else self.config.num_latents
+        token_slot = torch.arange(len(sentence), device=sentence.device) + num_queries * (sentence + 1)
         sizes = lengths + num_queries
         stream_sentence = torch.repeat_interleave(sizes)
         first = sizes.cumsum(0) - sizes
         index = torch.arange(len(stream_sentence), device=sentence.device)
-        stream = Stream(torch.zeros_like(index), stream_sentence, index, index - first[stream_sentence])
+        position_ids = index - first[stream_sentence]
+        if self.config.pooling == "queries_after":
+            position_ids = (position_ids - num_queries) % sizes[stream_sentence]
+        stream = Stream(torch.zeros_like(index), stream_sentence, index, position_ids)
 
         inputs_embeds = token_embeds
         if num_queries:
-            query_slot = (first + lengths)[:, None] + torch.arange(num_queries, device=sentence.device)
+            query_slot = first[:, None] + torch.arange(num_queries, device=sentence.device)
             inputs_embeds = token_embeds.new_zeros(len(index), token_embeds.shape[-1])
             inputs_embeds = inputs_embeds.index_copy(0, token_slot, token_embeds)
             queries = all_rows(self.latent_queries, sentence.device).to(token_embeds.dtype).repeat(len(lengths), 1)

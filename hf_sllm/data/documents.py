@@ -88,7 +88,11 @@ def _load(sources: list[Source], text_column: str, limit: int | None) -> Dataset
         part = open_source(source, streaming=False)
         if part is not None:
             part = _with_text(part, source.name, text_column)
-            parts.append(part.select(_kept_rows(part, source.name, text_column, left)))
+            try:
+                rows = _kept_rows(part, source.name, text_column, left)
+            except UnicodeDecodeError as error:  # bytes that are no text are only noticed when they are looked at
+                raise unreadable(source.name, error) from error
+            parts.append(part.select(rows))
     parts = [part for part in parts if len(part)]
     if not parts:
         raise _no_documents(sources)

@@ -141,7 +141,7 @@ def sentence_statistics(
     shown = track(documents, "Counting", console=Console(stderr=True), disable=not progress, transient=True)
     for texts in _batches(document["text"] for document in shown):
         count += len(texts)
-        ids, bytes_before_end = _encode(texts, tokenizer)
+        ids, bytes_before_end = ids_and_bytes(texts, tokenizer)
         lengths = _sentence_lengths(ids, config, len(ids))
         _count(token_lengths, lengths)
         _count(byte_lengths, np.diff(bytes_before_end[lengths.cumsum() - 1], prepend=0))
@@ -189,7 +189,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+def ids_and_bytes(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     """Texts end to end, as `document_ids` makes token ids of them.
 
     Returns:

@@ -1,7 +1,7 @@
 """Bits per byte: the negative log2-likelihood of texts over their UTF-8 bytes.
 
 A text is scored after one start token, its first token and its end included, so the figure is the length of a lossless
-code for it. It does not know which kind of causal language model it scores.
+code for it.
 """
 
 import math
@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from hf_sllm.data.blocks import BlockCollator, document_ids
-from hf_sllm.modeling import SentenceSegmenter
+from .likelihood import DocumentScores, score_documents
 
-logger = logging.get_logger(__name__)
+# The lengths of sentences, in tokens, from which each group of them begins.
+LENGTHS = (1, 5, 9, 17, 33, 65)
 
 
 @dataclass(frozen=True)
@@ -43,88 +39,116 @@ class BitsPerByte:
     def bits_per_byte(self) -> float:
         return self.bits / self.bytes
 
+    @property
+    def token_perplexity(self) -> float:
+        """Compares only models with the same tokenizer. Infinite where it is beyond what a float holds."""
+        nats = self.bits * math.log(2) / self.tokens
+        return math.exp(nats) if nats < 700 else math.inf
 
-@torch.no_grad()
+
+@dataclass(frozen=True)
+class LengthBits:
+    """What the sentences of some lengths cost.
+
+    Attributes:
+        shortest, longest: The lengths, in tokens; `None` is without end.
+        sentences, tokens: How many there are.
+        bits_per_token: Negative log2-likelihood.
+        bits_per_byte: Over the bytes that the tokens stand for; `None` if there are none, or they are not known.
+    """
+
+    shortest: int
+    longest: int | None
+    sentences: int
+    tokens: int
+    bits_per_token: float
+    bits_per_byte: float | None
+
+
 def bits_per_byte(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[Mapping[str, Any]],
     batch_size: int = 16,
     progress: bool = True,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> BitsPerByte:
-    """Scores documents, each as a whole.
+    """Scores documents, each as a whole, or in windows that slide if it is longer than the model reads at once.
 
     Args:
         model: Any causal language model; load it in float32 for a figure that counts.
         tokenizer: The model's own.
         documents: Rows with a `text`: a `datasets.Dataset`, or a list of dicts.
-        batch_size: Documents at a time.
+        batch_size: Documents, or windows of long ones, at a time.
         progress: Whether to show a progress bar, on standard error.
+        window, stride: See `score_documents`.
 
     Raises:
-        ValueError: If there is nothing to score, or a document is longer than the model can read: cut into pieces it
-            would be scored without what comes before, so that is left to whoever cuts it.
+        ValueError: If there is nothing to score, and as `score_documents` does.
+    """
+    scores = score_documents(
+        model, tokenizer, documents, window=window, stride=stride, batch_size=batch_size, progress=progress
+    )
+    return total_bits(scores)
+
+
+def total_bits(scores: Iterable[DocumentScores]) -> BitsPerByte:
+    """The bits per byte of documents that are, or while they are asked for become, scored.
+
+    Raises:
+        ValueError: If they have no text.
     """
     begun = time.monotonic()
-    texts = [document["text"] for document in documents]
-    total_bytes = sum(len(text.encode()) for text in texts)
-    if total_bytes == 0:
+    nats, num_bytes, tokens = 0.0, 0, 0
+    for document in scores:
+        nats += document.nats.sum().item()
+        num_bytes += document.bytes
+        tokens += len(document.nats)
+    if num_bytes == 0:
         raise ValueError("`documents` hold no text: there is nothing to score.")
-    rows = document_ids(texts, tokenizer)
-    _check_length(model, rows)
-    unknown = 0 if tokenizer.unk_token_id is None else sum(row.count(tokenizer.unk_token_id) for row in rows)
-    if unknown:
-        logger.warning(f"{unknown} tokens are unknown to the tokenizer: what they stand for is not scored.")
-
-    # Long ones first: what does not fit into memory fails at once.
-    rows.sort(key=len, reverse=True)
-    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    collate = BlockCollator(tokenizer.eos_token_id)
-    was_training = model.training
-    model.eval()
-    nats = 0.0
-    try:
-        for batch in track(batches, "Scoring", console=Console(stderr=True), disable=not progress, transient=True):
-            inputs = collate([{"input_ids": row} for row in batch])
-            nats += _nats({name: tensor.to(model.device) for name, tensor in inputs.items()}, model)
-    finally:
-        model.train(was_training)
-    tokens = sum(len(row) - 1 for row in rows)
-    return BitsPerByte(nats / math.log(2), total_bytes, tokens, time.monotonic() - begun)
+    return BitsPerByte(nats / math.log(2), num_bytes, tokens, time.monotonic() - begun)
 
 
-def _nats(inputs: dict[str, torch.Tensor], model: PreTrainedModel) -> float:
-    """Total negative log-likelihood of a batch, in nats, at the precision of its weights, even inside an autocast."""
-    labels = inputs.pop("labels")
-    with torch.autocast(model.device.type, enabled=False):
-        logits = model(**inputs, use_cache=False).logits
-    losses = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
-    )
-    return losses.double().sum().item()
+def by_sentence_length(scores: Iterable[DocumentScores]) -> tuple[LengthBits, ...]:
+    """What sentences of each length cost, the shorter ones first; lengths that do not occur are left out.
 
+    An end of text is a sentence of one token and no bytes.
 
-def _check_length(model: PreTrainedModel, rows: list[list[int]]) -> None:
-    """Refuses a document with more positions than the model has."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is None:
-        return
-    longest = max(rows, key=len)
-    unit, needed = "tokens", len(longest)
-    if model.config.model_type == "sllm" and needed > limit:
-        # The backbone of an SLLM has one position per sentence, and one for the start.
-        segmenter = SentenceSegmenter(model.config)
-        counts = []
-        for row in rows:
-            token_ids = torch.tensor([row])
-            layout = segmenter.layout(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
-            counts.append(len(layout.sentence_row) + 1)
-        unit, needed = "sentences", max(counts)
-    if needed > limit:
-        raise ValueError(
-            f"a document has {needed} {unit}, and the model reads at most {limit} (`max_position_embeddings`): cut "
-            "the documents, or leave it out."
+    Raises:
+        ValueError: If the documents were scored without a rule that says where sentences end.
+    """
+    edges = torch.tensor(LENGTHS)
+    # Sentences, tokens, nats and bytes of each group.
+    totals = torch.zeros(4, len(LENGTHS), dtype=torch.float64)
+    for document in scores:
+        if document.sentence is None:
+            raise ValueError("`scores` were made without a `rule`: without it there are no sentences.")
+        token_bytes = document.token_bytes
+        token_bytes = torch.full_like(document.nats, torch.nan) if token_bytes is None else token_bytes.double()
+        length = document.sentence.bincount()
+        group = torch.bucketize(length, edges, right=True) - 1
+        for total, values in (
+            (totals[0], torch.ones_like(group)),
+            (totals[1], length),
+            (totals[2], document.sentence.bincount(document.nats)),
+            (totals[3], document.sentence.bincount(token_bytes)),
+        ):
+            total.index_add_(0, group, values.double())
+    rows = zip(LENGTHS, [*(first - 1 for first in LENGTHS[1:]), None], totals.T.tolist(), strict=True)
+    return tuple(
+        LengthBits(
+            shortest,
+            longest,
+            int(sentences),
+            int(tokens),
+            nats / math.log(2) / tokens,
+            nats / math.log(2) / num_bytes if num_bytes > 0 else None,
         )
+        for shortest, longest, (sentences, tokens, nats, num_bytes) in rows
+        if sentences
+    )
 
 
 def entropy_floor(documents: Iterable[Mapping[str, Any]]) -> float | None:
@@ -137,4 +161,4 @@ def entropy_floor(documents: Iterable[Mapping[str, Any]]) -> float | None:
     return sum(row["bits"] for row in rows) / sum(len(row["text"].encode()) for row in rows)
 
 
-__all__ = ["BitsPerByte", "bits_per_byte", "entropy_floor"]
+__all__ = ["BitsPerByte", "LengthBits", "bits_per_byte", "by_sentence_length", "entropy_floor", "total_bits"]

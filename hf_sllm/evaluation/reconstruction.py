@@ -1,7 +1,7 @@
-"""How much of a sentence survives its latents: what a sentence VAE writes back, beside what it was given."""
+"""How much of a sentence survives its latents: what a model writes back, beside what it was given."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data.blocks import BlockCollator, cut_at_sentences, document_ids
+from hf_sllm.modeling import SentenceLayout
+from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
 
 # Sentences are reconstructed one by one, so where a text is cut makes no difference.
 BLOCK_SIZE = 512
@@ -27,6 +29,8 @@ class Reconstruction:
         exact_sentences: Share of the sentences written back without a fault.
         tokens, sentences: How many there were.
         seconds: Wall time.
+        chrf, bleu: Of the sentences as text, 0 to 100: the share of the characters, and of the words, that agree in
+            groups of neighbours, as sacrebleu counts it by default. `None` if they were not asked for.
     """
 
     token_accuracy: float
@@ -35,6 +39,8 @@ class Reconstruction:
     tokens: int
     sentences: int
     seconds: float
+    chrf: float | None = None
+    bleu: float | None = None
 
 
 @torch.no_grad()
@@ -44,24 +50,26 @@ def reconstruction(
     documents: Iterable[Mapping[str, Any]],
     batch_size: int = 16,
     progress: bool = True,
+    compare_texts: bool = False,
 ) -> Reconstruction:
-    """Has every sentence of the documents encoded and written back.
+    """Has every sentence of the documents encoded and written back, without the text before it.
 
     Args:
-        model: A `SentenceVaeModel`.
+        model: A `SentenceVaeModel`, or an SLLM that was trained to reconstruct too.
         tokenizer: The model's own.
         documents: Rows with a `text`.
         batch_size: Blocks of 512 tokens at a time.
         progress: Whether to show a progress bar, on standard error.
+        compare_texts: Also compute `chrf` and `bleu`, which needs `sacrebleu`.
 
     Raises:
-        ValueError: If the model is no sentence VAE, or there is nothing to reconstruct.
+        ValueError: If the model has not learned to reconstruct, or there is nothing to reconstruct.
+        ImportError: If texts are to be compared without `sacrebleu`.
     """
     begun = time.monotonic()
-    if model.config.model_type != "sentence_vae":
-        raise ValueError(
-            f"`model` is a {model.config.model_type!r}: only a sentence VAE writes back what it was given."
-        )
+    _check_model(model)
+    if compare_texts:
+        _import_sacrebleu()
     texts = [document["text"] for document in documents]
     # The start token is no part of any sentence.
     ids = [row[1:] for row in document_ids(texts, tokenizer)]
@@ -76,27 +84,83 @@ def reconstruction(
     was_training = model.training
     model.eval()
     right = predicted = tokens = exact = sentences = 0
+    texts_given: list[str] = []
+    texts_written: list[str] = []
     try:
         for batch in track(
             batches, "Reconstructing", console=Console(stderr=True), disable=not progress, transient=True
         ):
             inputs = collate([{"input_ids": block} for block in batch])
             input_ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
-            guesses = model(input_ids, mask).logits.argmax(-1)
-            predicted += (guesses == input_ids)[mask.bool()].sum().item()
-            layout = model.segmenter.layout(input_ids, mask.bool())  # type: ignore[operator]
-            given = input_ids.flatten()[layout.token_index].split(torch.bincount(layout.token_sentence).tolist())
-            written = model.reconstruct(input_ids, mask)  # type: ignore[operator]
+            layout, guesses, written = _reconstruct(model, input_ids, mask)
+            token_ids = input_ids.flatten()[layout.token_index]
+            predicted += int((guesses == token_ids).sum())
+            given = token_ids.split(torch.bincount(layout.token_sentence).tolist())
             for sentence, copy in zip(given, written, strict=True):
                 shared = min(len(sentence), len(copy))
                 right += (sentence[:shared] == copy[:shared]).sum().item()
                 exact += torch.equal(sentence, copy)
             tokens += len(layout.token_index)
             sentences += len(given)
+            if compare_texts:
+                texts_given += _texts(given, tokenizer)
+                texts_written += _texts(written, tokenizer)
     finally:
         model.train(was_training)
-    seconds = time.monotonic() - begun
-    return Reconstruction(right / tokens, predicted / tokens, exact / sentences, tokens, sentences, seconds)
+    chrf, bleu = _compare(texts_written, texts_given) if compare_texts else (None, None)
+    return Reconstruction(
+        right / tokens, predicted / tokens, exact / sentences, tokens, sentences, time.monotonic() - begun, chrf, bleu
+    )
+
+
+def _check_model(model: Any) -> None:
+    """Refuses a model whose decoder has not learned to write a sentence from its own latents."""
+    kind = model.config.model_type
+    if kind not in ("sentence_vae", "sllm"):
+        raise ValueError(f"`model` is a {kind!r}: only a sentence VAE or an SLLM writes back what it was given.")
+    if kind == "sllm" and model.config.reconstruction_weight == 0:
+        raise ValueError(
+            "`reconstruction_weight` of this SLLM is 0: it was trained to write the next sentence, not to write one "
+            "back. Train with a weight above 0, or measure bits per byte."
+        )
+
+
+def _reconstruct(
+    model: Any, input_ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[SentenceLayout, torch.Tensor, list[torch.Tensor]]:
+    """The sentences of a batch, the likeliest of each of their `(N,)` tokens given the true ones before, and what is
+    written from the latents of each."""
+    is_vae = model.config.model_type == "sentence_vae"
+    parts = model.base_model
+    layout = parts.segmenter.layout(input_ids, mask.bool())
+    embeds = model.get_input_embeddings()(input_ids.flatten()[layout.token_index])
+    latents, _ = parts.sentence_encoder(embeds, layout.token_sentence)
+    # What an SLLM learns beside the next sentence is to write each sentence by itself.
+    states, positions = reconstruction_states(
+        parts.sentence_decoder, layout, embeds, latents, context_length=None if is_vae else 0
+    )
+    guesses = model.compute_logits(states[positions.token_slot - 1]).argmax(-1)
+    return layout, guesses, (model.decode if is_vae else model.decode_latents)(latents)
+
+
+def _texts(sentences: Sequence[torch.Tensor], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in sentences]
+
+
+def _compare(written: list[str], given: list[str]) -> tuple[float, float]:
+    """Of the texts written, their chrF and BLEU against those given."""
+    sacrebleu = _import_sacrebleu()
+    # It warns of texts that look tokenised; these are as they were.
+    bleu = sacrebleu.corpus_bleu(written, [given], force=True)
+    return sacrebleu.corpus_chrf(written, [given]).score, bleu.score
+
+
+def _import_sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ImportError('comparing texts needs `sacrebleu`: pip install "hf-sllm[eval]"') from error
+    return sacrebleu
 
 
 __all__ = ["Reconstruction", "reconstruction"]

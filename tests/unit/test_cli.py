@@ -103,12 +103,12 @@ def test_what_cannot_be_is_said_without_a_traceback(arguments, message, backbone
     assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
-def test_evaluate_prints_the_floor_beside_the_model(saved, tmp_path, monkeypatch):
+def test_eval_prints_the_floor_beside_the_model(saved, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "texts.jsonl").write_text('{"text": "The owl said no.", "bits": 8.0}\n')
-    result = run("evaluate", saved, tmp_path / "texts.jsonl")
+    result = run("eval", saved, "--data", tmp_path / "texts.jsonl", "--measures", "likelihood")
     assert result.exit_code == 0, result.output
     assert "0.5000" in result.stdout
 

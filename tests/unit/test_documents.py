@@ -167,6 +167,22 @@ def test_what_is_no_set_of_documents_is_refused_with_the_reason(folder, name, co
 
 
 @STREAMING
+@pytest.mark.parametrize("text", [b"a \\ud800 b", b"a \xff b"], ids=["lone surrogate", "no UTF-8"])
+def test_what_is_no_unicode_is_refused_with_the_file(folder, text, streaming):
+    file = folder / "texts.jsonl"
+    file.write_bytes(b'{"text": "Good."}\n{"text": "' + text + b'"}\n')
+    with pytest.raises(ValueError, match="texts.jsonl cannot be read as a dataset"):
+        texts_of(file, streaming=streaming)
+
+
+@STREAMING
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_odd_characters_and_long_lines_are_kept(folder, kind, streaming):
+    texts = ["a\0b.", "猫。قطة؟ 🐈‍⬛", "word " * 200_000 + "."]
+    assert texts_of(write(folder / f"texts.{kind}", texts), streaming=streaming) == texts
+
+
+@STREAMING
 def test_a_broken_gzip_is_refused_with_its_name(folder, streaming):
     file = write(folder / "texts.jsonl.gz", ["A tale."] * 100)
     file.write_bytes(file.read_bytes()[:-12])

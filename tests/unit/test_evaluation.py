@@ -1,14 +1,28 @@
-"""Bits per byte is what adding up by hand gives."""
+"""Each figure is what adding up by hand gives."""
 
+import copy
+import dataclasses
 import math
+import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_sllm import SllmForCausalLM
-from hf_sllm.data import train_tokenizer
-from hf_sllm.evaluation import bits_per_byte, entropy_floor
+from hf_sllm import SentenceVaeModel, SllmForCausalLM
+from hf_sllm.data import document_ids, sentence_rule, train_tokenizer
+from hf_sllm.evaluation import (
+    BitsPerByte,
+    DocumentScores,
+    LengthBits,
+    bits_per_byte,
+    by_sentence_length,
+    entropy_floor,
+    reconstruction,
+    score_documents,
+    total_bits,
+)
+from hf_sllm.evaluation.reconstruction import _compare
 
 DOCUMENTS = [
     {"text": "A goat ate the hat.", "bits": 30.0},
@@ -77,17 +91,53 @@ def test_a_model_in_training_is_scored_without_dropout_and_left_in_training(back
     backbone.eval()
 
 
-def test_a_document_longer_than_the_model_is_refused_with_its_length(backbone, tokenizer):
-    text = "x" * 70
-    length = len(tokenizer(text)["input_ids"]) + 2
-    with pytest.raises(ValueError, match=f"a document has {length} tokens, and the model reads at most 64"):
-        bits_per_byte(backbone, tokenizer, [{"text": text}], progress=False)
+@pytest.mark.parametrize("kind", ["backbone", "sllm"])
+def test_a_document_longer_than_the_model_is_scored_in_windows(kind, tokenizer, request):
+    model, documents = request.getfixturevalue(kind), [{"text": "xyz. " * 40}]
+    for window, stride in ((None, None), (20, 5)):
+        found = bits_per_byte(model, tokenizer, documents, progress=False, window=window, stride=stride)
+        (scores,) = score_documents(model, tokenizer, documents, window=window, stride=stride, progress=False)
+        assert found.tokens == len(tokenizer(documents[0]["text"])["input_ids"]) + 1 > 64
+        assert found.bits * math.log(2) == pytest.approx(scores.nats.sum().item())
 
 
-def test_a_sentence_level_model_is_limited_by_sentences(sllm, tokenizer):
-    assert bits_per_byte(sllm, tokenizer, [{"text": "xyz " * 40}], progress=False).tokens > 64
-    with pytest.raises(ValueError, match="a document has 7[0-9] sentences, and the model reads at most 64"):
-        bits_per_byte(sllm, tokenizer, [{"text": "x.\n" * 70}], progress=False)
+def test_perplexity_is_that_of_a_token(backbone, tokenizer):
+    found = bits_per_byte(backbone, tokenizer, DOCUMENTS, progress=False)
+    assert found.token_perplexity == pytest.approx(2 ** (found.bits / found.tokens))
+    assert BitsPerByte(1e6, 1, 1, 0.0).token_perplexity == math.inf
+
+
+def test_sentences_of_each_length_cost_together_what_the_texts_cost(backbone, tokenizer):
+    scores = list(score_documents(backbone, tokenizer, DOCUMENTS, sentence_rule(tokenizer), progress=False))
+    rows = by_sentence_length(scores)
+    whole = total_bits(scores)
+    assert sum(row.bits_per_token * row.tokens for row in rows) == pytest.approx(whole.bits)
+    assert sum(row.tokens for row in rows) == whole.tokens
+    lengths = torch.cat([document.sentence.bincount() for document in scores])
+    for row in rows:
+        chosen = (lengths >= row.shortest) & (lengths <= (row.longest or math.inf))
+        assert (row.sentences, row.tokens) == (chosen.sum(), lengths[chosen].sum())
+    assert len(rows) > 1
+
+
+def test_the_bytes_of_sentences_of_a_length_are_their_own():
+    """A sentence of two tokens and one of six."""
+    document = DocumentScores(
+        index=0,
+        bytes=20,
+        token_ids=torch.zeros(8, dtype=torch.long),
+        nats=torch.tensor([1.0, 2.0, *[0.5] * 6], dtype=torch.float64) * math.log(2),
+        token_bytes=torch.tensor([3, 5, *[2] * 6]),
+        sentence=torch.tensor([0, 0, *[1] * 6]),
+    )
+    assert by_sentence_length([document]) == (
+        LengthBits(1, 4, 1, 2, pytest.approx(1.5), pytest.approx(3 / 8)),
+        LengthBits(5, 8, 1, 6, pytest.approx(0.5), pytest.approx(3 / 12)),
+    )
+    unknown = dataclasses.replace(document, token_bytes=None)
+    assert [row.bits_per_byte for row in by_sentence_length([unknown])] == [None, None]
+    with pytest.raises(ValueError, match="without a `rule`"):
+        by_sentence_length([dataclasses.replace(document, sentence=None)])
 
 
 def test_nothing_to_score_is_refused(backbone, tokenizer):
@@ -102,3 +152,61 @@ def test_the_floor_is_the_information_over_the_bytes():
 def test_there_is_no_floor_where_the_data_tells_none():
     assert entropy_floor([{"text": "A."}]) is None
     assert entropy_floor([*DOCUMENTS, {"text": "A.", "bits": None}]) is None
+
+
+@pytest.mark.parametrize("kind", ["vae", "sllm"])
+def test_reconstruction_is_what_is_written_from_each_sentence_alone(kind, backbone, tokenizer):
+    backbone = copy.deepcopy(backbone)
+    fields = {"encoder_layers": 1, "decoder_layers": 1, "max_sentence_length": 16}
+    if kind == "vae":
+        model = SentenceVaeModel.from_backbone(backbone, tokenizer, **fields).eval()
+    else:
+        # The context is not for what an SLLM writes back.
+        fields |= {"reconstruction_weight": 1.0, "decoder_context_length": 4}
+        model = SllmForCausalLM.from_backbone(backbone, tokenizer, **fields).eval()
+    # Then about half of what is written ends at once, and some ends of text are right.
+    model.lm_head.weight.data[tokenizer.eos_token_id].mul_(50)
+    found = reconstruction(model, tokenizer, DOCUMENTS, batch_size=2, progress=False, compare_texts=True)
+
+    given, written = [], []
+    encode, decode = (model.encode, model.decode) if kind == "vae" else (model.encode_sentences, model.decode_latents)
+    for ids in document_ids([row["text"] for row in DOCUMENTS], tokenizer):
+        token_ids = torch.tensor([ids[1:]])
+        layout = model.base_model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
+        for sentence in token_ids[0].split(layout.token_sentence.bincount().tolist()):
+            with torch.no_grad():
+                latents = encode(sentence[None])
+                (back,) = decode(latents if kind == "vae" else latents[0][0])
+            given.append(sentence.tolist())
+            written.append(back.tolist())
+    pairs = list(zip(given, written, strict=True))
+    right = sum(a == b for sentence, back in pairs for a, b in zip(sentence, back, strict=False))
+    assert (found.sentences, found.tokens) == (len(given), sum(map(len, given)))
+    assert found.token_accuracy == pytest.approx(right / found.tokens) and right
+    assert found.exact_sentences == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    sacrebleu = pytest.importorskip("sacrebleu")
+    texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in side] for side in (written, given)]
+    assert found.chrf == sacrebleu.corpus_chrf(texts[0], [texts[1]]).score
+    assert found.bleu == sacrebleu.corpus_bleu(texts[0], [texts[1]]).score
+
+
+def test_texts_that_agree_score_100():
+    pytest.importorskip("sacrebleu")
+    texts = ["A goat ate the hat.", "Où est la clé?"]
+    assert _compare(texts, texts) == (pytest.approx(100), pytest.approx(100))
+    assert max(_compare(["x y z u v."], ["A goat ate the hat."])) < 20
+
+
+def test_a_model_that_never_learned_to_reconstruct_is_refused(backbone, sllm, tokenizer):
+    with pytest.raises(ValueError, match="`reconstruction_weight` of this SLLM is 0"):
+        reconstruction(sllm, tokenizer, DOCUMENTS, progress=False)
+    with pytest.raises(ValueError, match="`model` is a 'llama'"):
+        reconstruction(backbone, tokenizer, DOCUMENTS, progress=False)
+
+
+def test_comparing_texts_without_sacrebleu_says_what_to_install(backbone, tokenizer, monkeypatch):
+    vae = SentenceVaeModel.from_backbone(backbone, tokenizer, encoder_layers=1, max_sentence_length=16)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-sllm\[eval\]"'):
+        reconstruction(vae, tokenizer, DOCUMENTS, progress=False, compare_texts=True)
+    assert reconstruction(vae, tokenizer, DOCUMENTS, progress=False).chrf is None

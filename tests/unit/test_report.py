@@ -1,0 +1,106 @@
+"""One run measures both sides on the same text, loses nothing that it measured, and says what it could not."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard, ModelCardData
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from hf_sllm import SllmForCausalLM
+from hf_sllm.data import train_tokenizer
+from hf_sllm.evaluation import bits_per_byte, report
+from hf_sllm.evaluation.plots import plot_evaluation
+from hf_sllm.evaluation.report import MEASURES, evaluate
+from hf_sllm.evaluation.tables import print_evaluation
+
+TEXTS = ["The owl said no. The dog saw it. Yes. It was late.", "The owl saw the dog. No. The dog ran. It was."]
+DOCUMENTS = Dataset.from_dict({"text": TEXTS, "bits": [8.0 * len(text) for text in TEXTS]})
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A backbone and its SLLM, saved."""
+    tokenizer = train_tokenizer(TEXTS, 280)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    backbone = AutoModelForCausalLM.from_config(config)
+    folder = tmp_path_factory.mktemp("models")
+    backbone.save_pretrained(folder / "backbone")
+    SllmForCausalLM.from_backbone(backbone, tokenizer, encoder_layers=1, decoder_layers=1).save_pretrained(
+        folder / "sllm"
+    )
+    for name in ("backbone", "sllm"):
+        tokenizer.save_pretrained(folder / name)
+    return str(folder / "sllm"), str(folder / "backbone")
+
+
+def run(names, **kwargs):
+    return evaluate(names[0], DOCUMENTS, ["texts.jsonl"], against=names[1], progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def everything(names):
+    return run(names)
+
+
+def test_both_sides_are_measured_by_all_that_fits_and_on_the_same(everything, names):
+    for side in everything.sides:
+        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - {"reconstruction"}
+        assert side.failures.keys() <= {"needle", "context"}  # so short a text has no fillers
+    first, second = (side.figures["likelihood"] for side in everything.sides)
+    assert first.total.tokens == second.total.tokens and first.stopping.closes == second.stopping.closes
+    for name, side in zip(names, everything.sides, strict=True):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        expected = bits_per_byte(model, tokenizer, DOCUMENTS, progress=False).bits_per_byte
+        assert side.figures["likelihood"].total.bits_per_byte == pytest.approx(expected, rel=1e-5)
+    assert everything.floor == 8.0
+
+
+def test_json_tables_figure_and_card_say_the_same(everything, tmp_path):
+    bits = everything.sides[0].figures["likelihood"].total.bits_per_byte
+    everything.save(tmp_path / "evaluation.json")
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["sides"][0]["figures"]["likelihood"]["total"]["bits_per_byte"] == bits
+
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_evaluation(everything, console)
+    text = console.export_text()
+    other = everything.sides[1].figures["likelihood"].total.bits_per_byte
+    assert f"{bits:.4f}" in text and f"{bits / other:.3f}" in text and "8.0000" in text
+
+    plot_evaluation(everything, tmp_path / "evaluation.png")
+    assert (tmp_path / "evaluation.png").stat().st_size > 10_000
+
+    data = ModelCardData(model_name="sllm", eval_results=everything.eval_results())
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n")
+    assert card.data.eval_results[0].metric_value == pytest.approx(bits, abs=1e-6)
+
+
+def test_what_was_measured_before_an_interruption_is_kept(names, monkeypatch, tmp_path):
+    def interrupted(model, given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(report.MEASURES, "context", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(names, measures=["likelihood", "context"], keep=lambda found: found.save(tmp_path / "kept.json"))
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert [list(side["figures"]) for side in kept["sides"]] == [["likelihood"], ["likelihood"]]
+
+
+def test_a_measure_that_cannot_be_taken_says_why_and_the_others_go_on(names):
+    found = run(names, measures=["reconstruction", "likelihood"])
+    assert all("likelihood" in side.figures for side in found.sides)
+    assert "reconstruction_weight" in found.sides[0].failures["reconstruction"]
+
+
+def test_nothing_to_measure_and_unknown_measures_are_refused(names):
+    with pytest.raises(ValueError, match="`measures` has speed: there are likelihood"):
+        run(names, measures=["speed"])
+    with pytest.raises(ValueError, match="`documents` is empty"):
+        evaluate(names[0], DOCUMENTS.select([]), ["texts.jsonl"])
