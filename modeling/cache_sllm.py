@@ -134,6 +134,22 @@ class SllmCache(Cache):
         self._count()
         self._trim()
 
+    def append_open(self, token_ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """As `append_tokens`, for one token of each row that closes no sentence."""
+        fed = mask[:, 0]
+        self.token_ids = torch.cat([self.token_ids, token_ids], 1)
+        self.token_mask = torch.cat([self.token_mask, mask], 1)
+        self.token_closes = torch.cat([self.token_closes, torch.zeros_like(mask)], 1)
+        if int(self.open_length.max()) == self.open_ids.shape[1]:
+            self.open_ids = torch.cat([self.open_ids, torch.zeros_like(token_ids)], 1)
+        self.open_ids = self.open_ids.index_put((fed.nonzero().squeeze(1), self.open_length[fed]), token_ids[fed, 0])
+        self.open_length, self.num_tokens = self.open_length + fed, self.num_tokens + fed
+        self._trim()
+
+    def drop_slots_before(self, index: torch.Tensor) -> None:
+        """Forgets the decoder's positions before these `(batch,)`."""
+        self._keep_slots(self.slots.index >= index[:, None])
+
     def _set_open(self, token_ids: torch.Tensor, is_open: torch.Tensor) -> None:
         self.open_length = is_open.sum(1)
         order = is_open.long().sort(dim=1, descending=True, stable=True).indices[:, : int(self.open_length.max())]

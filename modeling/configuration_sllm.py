@@ -19,6 +19,8 @@ class SllmConfig(SentenceVaeConfig):
         text_config (`dict | PreTrainedConfig`): The backbone's config, any causal language model's.
         decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
+        bag_of_words_weight (`float`): Weight in training of telling, as a sentence begins, which tokens it will hold.
+            Above 0 the model has a shortlist head, which `generate(shortlist_size=…)` needs.
     """
 
     model_type = "sllm"
@@ -39,6 +41,7 @@ class SllmConfig(SentenceVaeConfig):
     text_config: dict | PreTrainedConfig | None = None
     decoder_context_length: int = interval(min=0)(default=64)
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
+    bag_of_words_weight: float = interval(min=0.0)(default=0.0)
 
     @property
     def token_config(self) -> PreTrainedConfig:

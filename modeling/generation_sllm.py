@@ -14,32 +14,56 @@ from transformers import GenerationMixin
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache_sllm import SllmCache
+from .shortlist_sllm import ShortlistedHead
 
 
 class SllmGenerationMixin(GenerationMixin):
     """`generate` for the sentence-level language model."""
 
-    def generate(self, inputs=None, generation_config=None, *args, max_sentences: float | None = None, **kwargs):
-        """As `GenerationMixin.generate`, with one option more.
+    def generate(
+        self,
+        inputs=None,
+        generation_config=None,
+        *args,
+        max_sentences: float | None = None,
+        shortlist_size: int | None = None,
+        **kwargs,
+    ):
+        """As `GenerationMixin.generate`, with two options more.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
                 the sentence loop; `math.inf` for no limit. A streamer then gets whole sentences. For greedy search
                 and sampling. Where nothing else bounds the length, so many of the longest sentences do.
+            shortlist_size: Choose each sentence's tokens among so many, which its beginning makes likely: faster, and
+                rarely another text. It needs `max_sentences`, and a model trained with a `bag_of_words_weight`.
 
         Raises:
-            ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache.
+            ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache; or if
+                `shortlist_size` comes without what it needs.
         """
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError(
                 "`inputs_embeds` cannot be continued: they do not show where sentences end. Pass `input_ids`."
             )
+        if shortlist_size is not None:
+            if max_sentences is None or shortlist_size < 1:
+                raise ValueError(
+                    f"`shortlist_size` is {shortlist_size}: it must be at least 1, and needs `max_sentences` "
+                    "(`math.inf` for no limit)."
+                )
+            if self.config.bag_of_words_weight == 0:
+                raise ValueError(
+                    f"`shortlist_size` is {shortlist_size}, and `bag_of_words_weight` of this model 0: it has not "
+                    "learned which tokens a sentence holds. Train it with a weight above 0."
+                )
         if max_sentences is not None:
             if max_sentences < 1:
                 raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
             generation_config = copy.deepcopy(generation_config or self.generation_config)
             kwargs = generation_config.update(**kwargs)
             generation_config.max_sentences = max_sentences
+            generation_config.shortlist_size = shortlist_size
             bounds = (generation_config.max_length, generation_config.max_new_tokens)
             if bounds == (None, None) and max_sentences < math.inf:
                 generation_config.max_new_tokens = int(max_sentences) * self.config.max_sentence_length
@@ -107,6 +131,8 @@ class SllmGenerationMixin(GenerationMixin):
         cache = outputs.past_key_values
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
+        shortlist_size = getattr(generation_config, "shortlist_size", None)
+        head = None if shortlist_size is None else ShortlistedHead(self, shortlist_size)
 
         while True:
             writing = ~finished & ~waiting
@@ -134,18 +160,19 @@ class SllmGenerationMixin(GenerationMixin):
                 break
 
             feeding = writing & ~waiting & ~finished
-            if not feeding.any():
+            begins = not feeding.any()
+            if begins:
                 # Every row has closed its sentence: the backbone takes them all in at once.
                 feeding = waiting & ~finished
                 waiting = torch.zeros_like(waiting)
-            step = self(
-                input_ids=last[:, None],
-                attention_mask=feeding[:, None].long(),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = torch.where(feeding[:, None], step.logits[:, -1].float(), logits)
+            step = {"past_key_values": cache, "use_cache": True}
+            step.update(input_ids=last[:, None], attention_mask=feeding[:, None].long())
+            if head is None:
+                new = self(logits_to_keep=1, **step).logits[:, -1]
+            else:
+                states = self.model(states_to_keep=1, **step).last_hidden_state[:, -1]
+                new = head.logits(states, feeding & begins)
+            logits = torch.where(feeding[:, None], new.float(), logits)
 
         if streamer is not None:
             streamer.end()

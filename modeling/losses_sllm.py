@@ -33,29 +33,46 @@ def chunked_token_loss(
     gamma: float = 0.0,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> torch.Tensor:
-    """`token_loss` of the logits of states `(N, width)`, which never exist all at once.
+    """`token_loss` of the logits of states `(N, width)`, see `chunked_loss`."""
+    scored = targets != -100
+    targets = targets[scored]
+
+    def loss_of(logits: torch.Tensor, first: int) -> torch.Tensor:
+        return token_loss(logits, targets[first : first + len(logits)], gamma)
+
+    return chunked_loss(states[scored], loss_of, lm_head, adjust, chunk_elements)
+
+
+def chunked_loss(
+    states: torch.Tensor,
+    loss_of: Callable[[torch.Tensor, int], torch.Tensor],
+    lm_head: nn.Module,
+    adjust: Callable[[torch.Tensor], torch.Tensor],
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> torch.Tensor:
+    """A loss, summed over the logits of states `(N, width)`, which never exist all at once.
 
     It is found inside one call of the LM head: where weights are sharded over processes (FSDP, ZeRO-3), they are whole
     there, and gathered once, however many chunks a process has.
 
     Args:
+        loss_of: Of some logits in a row, and which state the first one is of.
         adjust: From what the LM head puts out to the logits.
         chunk_elements: How many logits may exist at once.
     """
-    scored = targets != -100
-    targets, head, had_own = targets[scored], lm_head.forward, "forward" in vars(lm_head)
+    head, had_own = lm_head.forward, "forward" in vars(lm_head)
 
-    def loss_of(chunk: torch.Tensor, first: int) -> torch.Tensor:
-        return token_loss(adjust(head(chunk)), targets[first : first + len(chunk)], gamma)
+    def loss_of_states(chunk: torch.Tensor, first: int) -> torch.Tensor:
+        return loss_of(adjust(head(chunk)), first)
 
     def forward(states: torch.Tensor) -> torch.Tensor:
         parameters = [parameter for parameter in lm_head.parameters() if parameter.requires_grad]
         chunk_size = max(1, chunk_elements // head(states[:1].detach()).shape[-1])
-        return _SumOverChunks.apply(states, loss_of, chunk_size, *parameters)
+        return _SumOverChunks.apply(states, loss_of_states, chunk_size, *parameters)
 
     lm_head.forward = forward
     try:
-        return lm_head(states[scored])
+        return lm_head(states)
     finally:
         if had_own:
             lm_head.forward = head
@@ -107,4 +124,4 @@ def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
 
 
-__all__ = ["chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]
+__all__ = ["chunked_loss", "chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]

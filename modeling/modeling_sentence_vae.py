@@ -201,26 +201,47 @@ class SentenceDecoder(nn.Module):
         rows = cache.stream_rows(stream)  # (batch, Q), -1 where a row has fewer positions
         query = gather_stream(stream, rows)
         real = rows >= 0
-        with mask_attention(self.model):
-            key = cache.append_slots(query)
-            past_key_values = cache.decoder
-            if memory is not None:
-                memory = cache.open_memory(*memory)
-                past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
-            outputs = self.model(
-                inputs_embeds=inputs_embeds[rows.clamp(min=0)],
-                position_ids=query.position_ids,
-                attention_mask=stream_mask(self.model, query, key, True, context_length, inputs_embeds.dtype),
-                past_key_values=past_key_values,
-                use_cache=True,
-                **hidden_states.kwargs,
-                **cross_attention_kwargs(self.model, query, memory),
-            )
+        memory = None if memory is None else cache.open_memory(*memory)
+        outputs = self.run_cached(
+            inputs_embeds[rows.clamp(min=0)], query, context_length, cache, memory, **hidden_states.kwargs
+        )
         hidden_states.add(outputs, rows, len(inputs_embeds))
         states = outputs.last_hidden_state
         return inputs_embeds.new_zeros(inputs_embeds.shape).index_put(
             (rows[real],), states[real].to(inputs_embeds.dtype)
         )
+
+    def extend(self, token_embeds: torch.Tensor, query: Stream, cache: Any) -> torch.Tensor:
+        """States `(batch, Q, token_width)` of tokens `(batch, Q, token_width)` that continue the open sentences; all
+        of the stream's tensors are `(batch, Q)`."""
+        inputs_embeds = self.embed_projection(token_embeds)
+        states = self.run_cached(inputs_embeds, query, self.config.decoder_context_length, cache).last_hidden_state
+        return self.output_projection(states.to(inputs_embeds.dtype))
+
+    def run_cached(
+        self,
+        inputs_embeds: torch.Tensor,
+        query: Stream,
+        context_length: int,
+        cache: Any,
+        memory: tuple[torch.Tensor, Stream] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The transformer's output for new positions `(batch, Q)`, after those that the cache holds."""
+        with mask_attention(self.model):
+            key = cache.append_slots(query)
+            past_key_values = cache.decoder
+            if memory is not None:
+                past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
+            return self.model(
+                inputs_embeds=inputs_embeds,
+                position_ids=query.position_ids,
+                attention_mask=stream_mask(self.model, query, key, True, context_length, inputs_embeds.dtype),
+                past_key_values=past_key_values,
+                use_cache=True,
+                **kwargs,
+                **cross_attention_kwargs(self.model, query, memory),
+            )
 
     def write(
         self, latents: torch.Tensor, embed_tokens: Callable, lm_head: Callable, closes: Callable, max_length: int
@@ -360,6 +381,7 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         weights = {"kl": self.config.kl_weight * self.kl_scale, "stop": self.config.stop_weight}
         if "next_sentence" in losses:
             weights["reconstruction"] = self.config.reconstruction_weight
+            weights["bag_of_words"] = self.config.bag_of_words_weight
         return torch.stack([weights.get(name, 1.0) * term for name, term in losses.items()]).sum()
 
     def tie_head(self, table: nn.Module, names: str) -> None:

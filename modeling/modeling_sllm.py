@@ -30,8 +30,9 @@ from .modeling_sentence_vae import (
     scatter_tokens,
     unit_linear,
 )
-from .packing_sllm import DecoderPositions, decoder_positions
+from .packing_sllm import DecoderPositions, Stream, decoder_positions, decoder_tail
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
+from .shortlist_sllm import bag_of_words_loss
 from .validation_sllm import (
     check_inputs,
     check_length,
@@ -48,10 +49,12 @@ class SllmModelOutput(BaseModelOutputWithPast):
     Attributes:
         last_hidden_state: `(batch, length, width)`; from the state at t the LM head predicts token t + 1.
             Padding on the right repeats the last state, padding on the left has that which predicts the first token.
+            With `states_to_keep`, of so many last positions.
         hidden_states: With `output_hidden_states`, such states of the decoder's input and of each of its layers; the
             last of them is `last_hidden_state`.
         token_states: `(batch, length, width)`, with a stop head: the decoder's states at the tokens themselves.
-        latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row.
+        latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row; this and what follows is
+            `None` where one token more closes none.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
         layout: The sentences.
         token_embeds: `(N, width)`.
@@ -88,6 +91,8 @@ class SllmPreTrainedModel(SentenceVaePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
+        if getattr(self, "shortlist_head", None) is module:  # what comes first is a good guess at what comes
+            init.eye_(module.weight)
         if isinstance(module, SllmModel):
             unit_linear(module.latent_output)
             unit_linear(module.latent_input, getattr(self.config.text_config, "initializer_range", 0.02))
@@ -197,6 +202,7 @@ class SllmModel(SllmPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
+        states_to_keep: int = 0,
     ) -> SllmModelOutput | tuple:
         """
         Args:
@@ -210,6 +216,8 @@ class SllmModel(SllmPreTrainedModel):
             use_cache: Whether to make a cache; by default none is made.
             output_attentions: None are returned; if true a warning says so.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
+            states_to_keep: Return the states of so many last positions only; 0 is all. In a text from its beginning
+                the decoder then reads no more than these depend on, however long the text is.
         """
         warn_of_attentions(output_attentions)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
@@ -224,12 +232,17 @@ class SllmModel(SllmPreTrainedModel):
             input_ids, mask = torch.cat([cache.token_ids, input_ids], 1), torch.cat([cache.token_mask, mask], 1)
             cache.reset()
 
-        if cache is not None and not cache.is_empty and not mask.any():  # nothing but padding
+        kept = min(states_to_keep, length) if states_to_keep else length
+        past = None if cache is None or cache.is_empty else cache.past
+        if past is not None and not mask.any():  # nothing but padding
             cache.append_tokens(input_ids, mask, mask)
-            states = cache.last_state[:, None].expand(-1, length, -1)
+            states = cache.last_state[:, None].expand(-1, kept, -1)
+            return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
+        layers = self.wanted_layers(output_hidden_states)
+        if past is not None and length == 1 and not layers.kwargs and self._only_continues(input_ids, mask, cache):
+            states = self._continue_sentences(input_ids, mask, cache)
             return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
 
-        past = None if cache is None or cache.is_empty else cache.past
         open_length = None if past is None else cache.open_length
         layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids)
         table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
@@ -238,33 +251,44 @@ class SllmModel(SllmPreTrainedModel):
         latents = sample_latents(self.config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
         predicted = self._predict_for_layout(latents, layout, cache, begins=past is None)
 
+        read, before, embeds_read, tail = layout, past, embeds, None  # what the decoder reads, and what comes before
+        if past is None and kept < length:
+            depth = self.sentence_decoder.model.config.num_hidden_layers
+            last_rank = mask[:, : mask.shape[1] - kept + 1].sum(1) - 1
+            tail = decoder_tail(
+                layout, last_rank, depth, self.config.decoder_context_length, self.config.prefix_length
+            )
+            read, before = layout.from_sentence(tail.first_sentence), tail.past
+            embeds_read = table.flatten(0, 1)[read.token_index]
+            predicted = predicted[tail.begun_sentences(layout)]
         begins = torch.full_like(layout.row_length, past is None, dtype=torch.bool)
         if cache is not None and past is None:
             cache.num_tokens = cache.num_sentences = torch.zeros_like(layout.row_length)
         positions = decoder_positions(
-            layout,
+            read,
             self.config.prefix_length,
             restart=self.config.decoder_context_length == 0,
             begins=begins,
-            followed=layout.token_closes,
-            past=past,
+            followed=read.token_closes,
+            past=before,
         )
-        layers = self.wanted_layers(output_hidden_states)
         check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states = self.sentence_decoder(predicted, embeds, positions, cache=cache, hidden_states=layers)  # (F, width)
+        states = self.sentence_decoder(predicted, embeds_read, positions, cache=cache, hidden_states=layers)
         if cache is not None:
             cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
-        slot = self._output_slots(positions, layout, mask, begins=past is None)[:, -length:]
-        last_hidden_state = states[slot]
+            if tail is not None:
+                cache.drop_slots_before(tail.first_key)
+        rank = mask.long().cumsum(1)[:, -kept:] - 1 - (layout.row_length - read.row_length)[:, None]
+        slot = self._output_slots(positions, read, rank, begins=past is None)
+        last_hidden_state = states[slot]  # (batch, kept, width)
         if past is not None:
             # Before a row's first new token stands what follows the last one it had.
-            unseen = mask[:, -length:].cumsum(1) == 0
-            last_hidden_state = torch.where(unseen[..., None], cache.last_state[:, None], last_hidden_state)
+            last_hidden_state = torch.where((rank < 0)[..., None], cache.last_state[:, None], last_hidden_state)
         if cache is not None:
             cache.last_state = last_hidden_state[:, -1]
         token_states = None
         if self.config.stop_head:
-            token_states = scatter_tokens(states[positions.token_slot], layout, mask.shape)[:, -length:]
+            token_states = scatter_tokens(states[positions.token_slot], read, mask.shape)[:, -kept:]
         output = SllmModelOutput(
             last_hidden_state=last_hidden_state,
             past_key_values=cache,
@@ -277,15 +301,34 @@ class SllmModel(SllmPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
+    def _only_continues(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> bool:
+        """Whether one token more closes no sentence: the step that nearly all of generation consists of."""
+        if self.training or self.config.conditioning != "prefix":
+            return False
+        return not (self.segmenter.closes(input_ids[:, 0], cache.open_length) & mask[:, 0]).any()
+
+    def _continue_sentences(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> torch.Tensor:
+        """States `(batch, 1, width)` after one token more of each open sentence, where the mask is true."""
+        restart = self.config.decoder_context_length == 0
+        row = torch.arange(len(mask), device=mask.device)
+        index = cache.num_positions.masked_fill(~mask[:, 0], -1)
+        position_ids = (cache.open_length if restart else cache.num_tokens) + 1
+        query = Stream(row, cache.num_sentences, index, position_ids).map(lambda values: values[:, None])
+        check_length(query.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
+        states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), query, cache)
+        states = torch.where(mask[..., None], states, cache.last_state[:, None])
+        cache.append_open(input_ids, mask)
+        cache.last_state = states[:, -1]
+        return states
+
     def _output_slots(
-        self, positions: DecoderPositions, layout: SentenceLayout, mask: torch.Tensor, begins: bool
+        self, positions: DecoderPositions, layout: SentenceLayout, rank: torch.Tensor, begins: bool
     ) -> torch.Tensor:
-        """`(batch, length)`: for each position, where in the stream what follows the row's last token up to there is
-        predicted. So padding on the right repeats the last token's, and padding on the left has the first token's."""
-        rank = mask.long().cumsum(1) - 1
-        slot = positions.output_slot.new_zeros(mask.shape)
+        """Where in the stream what follows the row's token of each rank `(batch, kept)` is predicted. So padding on
+        the right repeats the last token's, and padding on the left, of rank -1, has the first token's."""
+        slot = torch.zeros_like(rank)
         if begins:
-            first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(mask), device=mask.device))
+            first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(rank), device=rank.device))
             slot = slot + (first_slot + self.config.prefix_length - 1)[:, None]
         row_start = layout.row_length.cumsum(0) - layout.row_length
         seen = rank >= 0
@@ -369,6 +412,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         self.model = SllmModel(config)
         width = self.get_input_embeddings().embedding_dim
         self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+        if config.bag_of_words_weight > 0:
+            self.shortlist_head = nn.Linear(width, width)
         self.tie_head(self.get_input_embeddings(), "lm_head.weight")
         self.post_init()
 
@@ -415,7 +460,11 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
 
     def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
         """`(…, width)` states to `(…, vocab)` logits."""
-        return adjust_logits(self.lm_head(states), self.config.text_config)
+        return self.adjust_logits(self.lm_head(states))
+
+    def adjust_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the backbone does to the LM head's output."""
+        return adjust_logits(logits, self.config.text_config)
 
     def forward(
         self,
@@ -467,10 +516,11 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             use_cache,
             output_attentions,
             output_hidden_states,
+            states_to_keep=logits_to_keep if isinstance(logits_to_keep, int) else 0,
         )
         logits = None
         if not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            kept = slice(None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.compute_logits(outputs.last_hidden_state[:, kept])
         stop_logits = None
         if self.config.stop_head:
@@ -531,8 +581,13 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
                 outputs.latents,
                 context_length=0,
             )
-            own = own[layout.sentence_closed[layout.token_sentence]]
-            losses["reconstruction"] = self.sum_token_loss(states[positions.token_slot - 1], own) / items
+            closed_own = own[layout.sentence_closed[layout.token_sentence]]
+            losses["reconstruction"] = self.sum_token_loss(states[positions.token_slot - 1], closed_own) / items
+        if self.config.bag_of_words_weight > 0:
+            bag = bag_of_words_loss(
+                outputs.last_hidden_state, layout, own, self.shortlist_head, self.lm_head, self.adjust_logits
+            )
+            losses["bag_of_words"] = bag / items
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
         if stop_logits is not None:

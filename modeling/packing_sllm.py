@@ -115,6 +115,76 @@ def decoder_positions(
     return DecoderPositions(stream, token_slot, prefix_slot, output_slot)
 
 
+@dataclass
+class DecoderTail:
+    """The end of each row that the decoder has to read for its last outputs, where the row is read from its beginning.
+
+    Attributes:
+        first_sentence: `(batch,)` the sentence that it begins with.
+        past: What lies before it: `tokens`, `sentences` and `positions`, each `(batch,)`, for `decoder_positions`.
+        first_key: `(batch,)` index of the first position of the stream that later ones may see. At this and all after
+            it, every layer of the decoder has read all that it would have read of the whole row.
+    """
+
+    first_sentence: torch.Tensor
+    past: dict[str, torch.Tensor]
+    first_key: torch.Tensor
+
+    def begun_sentences(self, layout: SentenceLayout) -> torch.Tensor:
+        """Which of the sentences begun, `(J,)` row after row, the open ones too, are in it."""
+        begun = torch.bincount(layout.token_row[layout.token_closes], minlength=len(self.first_sentence)) + 1
+        row = torch.repeat_interleave(begun)
+        rank = torch.arange(len(row), device=row.device) - (begun.cumsum(0) - begun)[row]
+        return rank >= self.first_sentence[row]
+
+
+def decoder_tail(
+    layout: SentenceLayout, last_rank: torch.Tensor, depth: int, context_length: int, prefix_length: int
+) -> DecoderTail:
+    """What the decoder has to read to give the outputs from some token on: a few sentences, however long the row is.
+
+    A layer sees `context_length` back, or to the beginning of the sentence. The next one sees what these have seen, so
+    it goes back once for each layer.
+
+    Args:
+        layout: Of whole rows.
+        last_rank: `(batch,)` number of the first token whose output is wanted, -1 for what comes before any.
+        depth: Layers of the decoder.
+    """
+    closing = layout.token_closes
+    row, rank, sentence = layout.token_row[closing], layout.token_rank[closing], layout.sentence_rank
+    sentence = sentence[layout.token_sentence[closing]]
+    closed = torch.bincount(row, minlength=len(last_rank))
+    number = torch.arange(int(closed.max()) + 1, device=row.device)
+    # How many tokens come before each sentence, the one after the last closed one too; more than any where none is.
+    tokens = torch.full((len(last_rank), len(number)), 2**40, device=row.device)
+    tokens[:, 0] = 0
+    tokens[row, sentence + 1] = rank + 1
+    start = tokens + prefix_length * number
+
+    def start_of(sentence: torch.Tensor) -> torch.Tensor:
+        return start.gather(1, sentence[:, None]).squeeze(1)
+
+    def sentence_at(position: torch.Tensor) -> torch.Tensor:
+        return torch.searchsorted(start, position[:, None], right=True).squeeze(1) - 1
+
+    def seen_from(position: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(start_of(sentence_at(position)), position - context_length).clamp(min=0)
+
+    # An output is at its token, or, where that closes its sentence, at the last position of the next prefix.
+    begun = (tokens <= last_rank[:, None] + 1).sum(1) - 1
+    closes = tokens.gather(1, begun[:, None]).squeeze(1) == last_rank + 1
+    output = torch.where(closes, start_of(begun) + prefix_length - 1, last_rank + prefix_length * (begun + 1))
+    following = layout.row_length + prefix_length * (closed + 1)
+    first_key = torch.minimum(start_of(closed), following - context_length).clamp(min=0)
+    position = torch.minimum(seen_from(output), first_key)
+    for _ in range(depth - 1):
+        position = seen_from(position)
+    first = sentence_at(position)
+    past = {"tokens": tokens.gather(1, first[:, None]).squeeze(1), "sentences": first, "positions": start_of(first)}
+    return DecoderTail(first, past, first_key)
+
+
 class HiddenStates:
     """Collects the states of a transformer's layers while it reads a stream batch by batch.
 
@@ -353,4 +423,12 @@ def mask_attention(model: nn.Module) -> Iterator[None]:
         model.config._attn_implementation = implementation
 
 
-__all__ = ["DecoderPositions", "HiddenStates", "Stream", "decoder_positions", "run_stream"]
+__all__ = [
+    "DecoderPositions",
+    "DecoderTail",
+    "HiddenStates",
+    "Stream",
+    "decoder_positions",
+    "decoder_tail",
+    "run_stream",
+]

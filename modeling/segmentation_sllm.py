@@ -79,17 +79,27 @@ class SentenceLayout:
 
     def closed_sentences(self) -> "SentenceLayout":
         """The layout of the closed sentences alone."""
-        keep = self.sentence_closed[self.token_sentence]
+        return self._select(self.sentence_closed)
+
+    def from_sentence(self, first: torch.Tensor) -> "SentenceLayout":
+        """The layout of each row from its sentence number `first`, `(batch,)`, on; ranks are counted from there."""
+        kept = self._select(self.sentence_rank >= first[self.sentence_row])
+        kept.token_rank = kept.token_rank - (self.row_length - kept.row_length)[kept.token_row]
+        kept.sentence_rank = kept.sentence_rank - first[kept.sentence_row]
+        return kept
+
+    def _select(self, keep_sentence: torch.Tensor) -> "SentenceLayout":
+        keep = keep_sentence[self.token_sentence]
         return SentenceLayout(
             token_index=self.token_index[keep],
             token_row=self.token_row[keep],
             token_rank=self.token_rank[keep],
-            token_sentence=(self.sentence_closed.cumsum(0) - 1)[self.token_sentence[keep]],
+            token_sentence=(keep_sentence.cumsum(0) - 1)[self.token_sentence[keep]],
             token_offset=self.token_offset[keep],
             token_closes=self.token_closes[keep],
-            sentence_row=self.sentence_row[self.sentence_closed],
-            sentence_rank=self.sentence_rank[self.sentence_closed],
-            sentence_closed=self.sentence_closed[self.sentence_closed],
+            sentence_row=self.sentence_row[keep_sentence],
+            sentence_rank=self.sentence_rank[keep_sentence],
+            sentence_closed=self.sentence_closed[keep_sentence],
             row_length=torch.bincount(self.token_row[keep], minlength=len(self.row_length)),
         )
 

@@ -23,6 +23,7 @@ NEW_PARTS = {
     "latent_prefix",
     "latent_queries",
     "sentence_start",
+    "shortlist_head",
     "start_latents",
     "stop_head",
 }

@@ -1,5 +1,7 @@
 """The cache can be cut back, reordered, selected from and repeated, and stays what the text makes it."""
 
+import copy
+
 import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
@@ -122,3 +124,45 @@ def test_chunks_of_padding_repeat_the_last_logits(side):
         cache = outputs.past_key_values
         logits.append(outputs.logits)
     torch.testing.assert_close(torch.cat(logits, 1), model(token_ids, mask).logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 30])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("option", [*OPTIONS, "summed", "clauses", "stop_head"])
+def test_a_prefill_for_the_last_logits_gives_these_and_a_cache_that_goes_on(option, side, kept):
+    model, more = option_model(option), random_ids(3, 14, seed=5)
+    token_ids, mask = padded([random_ids(1, length, seed=length)[0] for length in (90, 2, 61)], side)
+    outputs = model(token_ids, mask, use_cache=True, logits_to_keep=kept)
+    torch.testing.assert_close(outputs.logits, model(token_ids, mask).logits[:, -kept:], **TOLERANCE)
+    grown = torch.cat([mask, torch.ones_like(more)], 1)
+    whole = model(torch.cat([token_ids, more], 1), grown).logits[:, -14:]
+    for chunk in (1, 14):
+        cache = copy.deepcopy(outputs.past_key_values)
+        logits = []
+        for start in range(0, 14, chunk):
+            seen = grown[:, : 90 + start + chunk]
+            logits.append(model(more[:, start : start + chunk], seen, past_key_values=cache, use_cache=True).logits)
+        torch.testing.assert_close(torch.cat(logits, 1), whole, **TOLERANCE)
+
+
+@pytest.mark.parametrize("removed", [1, 8, 40])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_cache_is_cropped_to_before_what_its_prefill_kept(option, removed):
+    model, token_ids, more = option_model(option), random_ids(1, 60), random_ids(1, 14, seed=5)
+    cache = model(token_ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache.crop(-removed)
+    logits = model(more, past_key_values=cache, use_cache=True).logits
+    whole = model(torch.cat([token_ids[:, : 60 - removed], more], 1)).logits[:, -14:]
+    torch.testing.assert_close(logits, whole, **TOLERANCE)
+
+
+@pytest.mark.parametrize("option", ["sentence_alone", "short_context"])
+def test_a_prefill_for_the_last_logits_reads_as_little_of_a_long_text_as_of_a_short_one(option):
+    model, read = option_model(option), []
+    decoder = model.model.sentence_decoder.model
+    decoder.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["inputs_embeds"][..., 0].numel()),
+                                      with_kwargs=True)  # fmt: skip
+    long = random_ids(1, 240)
+    for length in (120, 240):
+        model(long[:, -length:], use_cache=True, logits_to_keep=1)
+    assert read[0] == read[1] < 60

@@ -1,0 +1,98 @@
+"""The tokens that a sentence may hold, chosen once as it begins: then a step multiplies with their rows of the LM head
+alone.
+
+From the state that predicts a sentence's first token, the shortlist head makes one whose logits rank the tokens of the
+whole sentence. It learns by the bag-of-words loss (Zhao et al. 2017, arXiv 1703.10960, section 3.3).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .losses_sllm import chunked_loss
+from .segmentation_sllm import SentenceLayout
+
+
+def bag_of_words_loss(
+    states: torch.Tensor,
+    layout: SentenceLayout,
+    targets: torch.Tensor,
+    shortlist_head: nn.Module,
+    lm_head: nn.Module,
+    adjust: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Cross-entropy in nats of every token given only the state at which its sentence begins, summed.
+
+    Args:
+        states: `(batch, length, width)`, from each of which the next token is predicted.
+        targets: `(N,)` the tokens themselves; -100 is left out, and so is each row's first sentence, before which
+            there is no state.
+        adjust: From what the LM head puts out to the logits.
+    """
+    first = F.pad(layout.token_sentence[1:] != layout.token_sentence[:-1], (1, 0), value=True).nonzero().squeeze(1)
+    follows = layout.token_rank[first] > 0  # (S,)
+    starts = states.flatten(0, 1)[layout.token_index[first[follows] - 1]]
+    scored = follows[layout.token_sentence] & (targets != -100)
+    group = (follows.cumsum(0) - 1)[layout.token_sentence[scored]]  # which of the starts, in order
+    targets = targets[scored]
+
+    def loss_of(logits: torch.Tensor, begin: int) -> torch.Tensor:
+        bounds = torch.tensor([begin, begin + len(logits)], device=group.device)
+        tokens = slice(*torch.searchsorted(group, bounds).tolist())
+        return -logits.float().log_softmax(-1)[group[tokens] - begin, targets[tokens]].sum()
+
+    return chunked_loss(shortlist_head(starts), loss_of, lm_head, adjust)
+
+
+class ShortlistedHead:
+    """The LM head of a batch that is being written: whole, until each row has begun a sentence.
+
+    Args:
+        model (`SllmForCausalLM`): Has a `shortlist_head`.
+        size: How many tokens a sentence may hold, at most; the end of text is always one.
+    """
+
+    def __init__(self, model: Any, size: int):
+        self.model = model
+        self.size = min(size, model.config.vocab_size)
+        self.token_ids: torch.Tensor | None = None  # (batch, size)
+        self.weight: torch.Tensor | None = None  # (batch, size, width) their rows of the LM head
+        self.bias: torch.Tensor | None = None
+        self.ready: torch.Tensor | None = None  # (batch,)
+
+    def logits(self, states: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        """`(batch, vocab)` logits of states `(batch, width)`, minus infinity for what is not on a row's list. Rows
+        that
+        begin a sentence, `(batch,)`, get a new list first."""
+        if begins.any():
+            self._choose(states, begins)
+        if self.ready is None or not self.ready.all():
+            return self.model.compute_logits(states)
+        listed = torch.bmm(self.weight, states[:, :, None]).squeeze(2)
+        listed = self.model.adjust_logits(listed if self.bias is None else listed + self.bias)
+        everything = listed.new_full((len(states), self.model.config.vocab_size), -torch.inf)
+        return everything.scatter(1, self.token_ids, listed)
+
+    def _choose(self, states: torch.Tensor, begins: torch.Tensor) -> None:
+        head = self.model.lm_head
+        scores = head(self.model.shortlist_head(states[begins]))
+        eos = self.model.config.eos_token_id
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        scores[:, eos] = torch.inf
+        chosen = scores.topk(self.size, dim=1, sorted=False).indices
+        if self.token_ids is None:
+            batch = (len(states), self.size)
+            self.token_ids = chosen.new_zeros(batch)
+            self.weight = head.weight.new_zeros(*batch, head.weight.shape[1])
+            self.bias = None if head.bias is None else head.bias.new_zeros(batch)
+            self.ready = torch.zeros_like(begins)
+        self.token_ids[begins], self.weight[begins] = chosen, head.weight[chosen]
+        if self.bias is not None:
+            self.bias[begins] = head.bias[chosen]
+        self.ready = self.ready | begins
+
+
+__all__ = ["ShortlistedHead", "bag_of_words_loss"]

@@ -1,0 +1,93 @@
+"""A sentence's tokens are chosen once, as it begins: all of them change nothing, and what is not chosen never comes."""
+
+import math
+
+import pytest
+import torch
+from models import VOCAB_SIZE, random_ids, tiny_sllm
+
+from hf_sllm.modeling.shortlist_sllm import ShortlistedHead
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_sllm(bag_of_words_weight=0.5)
+
+
+def generate(model, token_ids, **kwargs):
+    kwargs = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0, "max_sentences": math.inf, **kwargs}
+    return model.generate(token_ids, **kwargs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_list_of_all_tokens_writes_the_same_text(model, batch_size):
+    token_ids = random_ids(batch_size, 20)
+    expected = generate(model, token_ids)
+    assert torch.equal(generate(model, token_ids, shortlist_size=VOCAB_SIZE), expected)
+    assert torch.equal(generate(model, token_ids, shortlist_size=10**6), expected)
+
+
+def test_each_sentence_is_written_in_the_tokens_that_its_beginning_makes_likely(model):
+    token_ids = random_ids(1, 20)
+    text = generate(model, token_ids, shortlist_size=5, max_new_tokens=60)
+    layout = model.model.segmenter.layout(text, torch.ones_like(text).bool())
+    states = model.model(text).last_hidden_state[0]
+    checked = 0
+    for rank in (layout.token_closes & (layout.token_rank >= 19)).nonzero().squeeze(1).tolist()[:-1]:
+        scores = model.compute_logits(model.shortlist_head(states[rank]))
+        scores[model.config.eos_token_id] = torch.inf
+        sentence = layout.token_sentence == layout.token_sentence[rank] + 1
+        assert set(text[0, sentence].tolist()) <= set(scores.topk(5).indices.tolist())
+        checked += int(sentence.sum())
+    assert checked > 10
+
+
+def test_the_sentence_that_a_prompt_leaves_open_has_all_tokens(model):
+    token_ids = random_ids(1, 20)
+    token_ids[0, -1] = 30  # closes nothing
+    open_length = model(token_ids, use_cache=True).past_key_values.open_length
+    assert open_length.item() > 0
+    rest = generate(model, token_ids, max_sentences=1)
+    assert torch.equal(generate(model, token_ids, max_sentences=1, shortlist_size=2), rest)
+
+
+def test_logits_on_the_list_are_those_of_the_head_and_the_others_minus_infinity(model):
+    states = torch.randn(2, model.config.text_config.hidden_size)
+    head, everything = ShortlistedHead(model, 7), model.compute_logits(states)
+    assert torch.equal(head.logits(states, torch.tensor([True, False])), everything)  # the second row has no list yet
+    logits = head.logits(states, torch.tensor([False, True]))
+    listed = logits > -torch.inf
+    assert listed.sum(1).tolist() == [7, 7] and listed[:, model.config.eos_token_id].all()
+    torch.testing.assert_close(logits[listed], everything[listed])
+
+
+def test_the_loss_is_the_cross_entropy_of_each_token_given_its_sentences_beginning(model):
+    token_ids = random_ids(2, 40)
+    model.train()
+    outputs = model(token_ids, labels=token_ids)
+    model.eval()
+    layout = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
+    states = model.model(token_ids).last_hidden_state
+    expected, start = 0.0, None
+    for row, rank, token in zip(layout.token_row, layout.token_rank, token_ids.flatten(), strict=True):
+        if start is not None and rank > 0:
+            log_probs = model.compute_logits(model.shortlist_head(start)).log_softmax(-1)
+            expected -= log_probs[token].item()
+        closes = layout.token_closes[row * 40 + rank]
+        start = states[row, rank] if closes else (None if rank == 0 else start)
+    assert outputs.losses["bag_of_words"].item() == pytest.approx(expected / 78, rel=1e-4)
+    total = outputs.losses["next_sentence"] + 0.5 * outputs.losses["bag_of_words"]
+    assert outputs.loss.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weight, kwargs, message",
+    [
+        (0.0, {"shortlist_size": 5}, "has not learned which tokens a sentence holds"),
+        (1.0, {"shortlist_size": 5, "max_sentences": None}, "needs `max_sentences`"),
+        (1.0, {"shortlist_size": 0}, "`shortlist_size` is 0"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(weight, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_sllm(bag_of_words_weight=weight), random_ids(1, 20), **kwargs)
