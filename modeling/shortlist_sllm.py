@@ -47,6 +47,15 @@ def bag_of_words_loss(
     return chunked_loss(shortlist_head(starts), loss_of, lm_head, adjust)
 
 
+def token_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """How much each token belongs on the list of a sentence, `(S, vocab)`, from the states `(S, width)` at which the
+    sentences begin. The end of text always does."""
+    scores = model.compute_logits(model.shortlist_head(states))
+    eos = model.config.eos_token_id
+    scores[:, [] if eos is None else eos] = torch.inf
+    return scores
+
+
 class ShortlistedHead:
     """The LM head of a batch that is being written: whole, until each row has begun a sentence.
 
@@ -78,11 +87,7 @@ class ShortlistedHead:
 
     def _choose(self, states: torch.Tensor, begins: torch.Tensor) -> None:
         head = self.model.lm_head
-        scores = head(self.model.shortlist_head(states[begins]))
-        eos = self.model.config.eos_token_id
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-        scores[:, eos] = torch.inf
-        chosen = scores.topk(self.size, dim=1, sorted=False).indices
+        chosen = token_scores(self.model, states[begins]).topk(self.size, dim=1, sorted=False).indices
         if self.token_ids is None:
             batch = (len(states), self.size)
             self.token_ids = chosen.new_zeros(batch)
@@ -95,4 +100,4 @@ class ShortlistedHead:
         self.ready = self.ready | begins
 
 
-__all__ = ["ShortlistedHead", "bag_of_words_loss"]
+__all__ = ["ShortlistedHead", "bag_of_words_loss", "token_scores"]

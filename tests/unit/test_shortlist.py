@@ -1,4 +1,4 @@
-"""A sentence's tokens are chosen once, as it begins: all of them change nothing, and what is not chosen never comes."""
+"""A sentence's tokens are chosen once, as it begins: with all of them nothing changes, others never come."""
 
 import math
 
@@ -91,3 +91,33 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_its_sentences_beginni
 def test_a_list_that_cannot_be_is_refused(weight, kwargs, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_sllm(bag_of_words_weight=weight), random_ids(1, 20), **kwargs)
+
+
+def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
+    from hf_sllm.evaluation import shortlist
+
+    model = tiny_sllm(bag_of_words_weight=0.5)
+    token_ids = random_ids(2, 40)
+    monkeypatch.setattr(shortlist, "document_ids", lambda texts, tokenizer: token_ids.tolist())
+    tokenizer = type("Tokenizer", (), {"eos_token_id": 2})
+    found = shortlist.shortlist_coverage(model, tokenizer, [], sizes=(3, 20, 60, 61), progress=False)
+
+    layout = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
+    states = model.model(token_ids).last_hidden_state
+    on_list, mass, count, start = 0, 0.0, 0, None
+    for row, rank, token in zip(layout.token_row, layout.token_rank, token_ids.flatten(), strict=True):
+        start = None if rank == 0 else start
+        if start is not None:
+            scores = model.compute_logits(model.shortlist_head(start))
+            scores[model.config.eos_token_id] = torch.inf
+            chosen = scores.topk(20).indices
+            on_list += int(token in chosen)
+            mass += model.compute_logits(states[row, rank - 1]).softmax(-1)[chosen].sum().item()
+            count += 1
+        if layout.token_closes[row * 40 + rank]:
+            start = states[row, rank]
+    assert (found.sizes, found.tokens) == ((3, 20, 60), count)
+    assert found.coverage[1] == pytest.approx(on_list / count) and found.mass[1] == pytest.approx(
+        mass / count, abs=1e-5
+    )
+    assert found.coverage[0] < found.coverage[1] < found.coverage[2]
