@@ -34,8 +34,8 @@ class SentenceVaeConfig(PreTrainedConfig):
         focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
         stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
         kl_free_bits, kl_max_bits (`float`): Each unit's KL is clamped to lie between; outside it has no gradient.
-        token_dropout, latent_dropout, context_dropout (`float`): Shares of the decoder's input tokens, of the
-            sentences' latents, and of the batches without context before the sentence, hidden in training.
+        token_dropout, latent_dropout, context_dropout, boundary_dropout (`float`): Shares of the decoder's tokens,
+            sentences' latents, batches' contexts, and ends of sentences, hidden in training.
         latent_noise (`float`): Standard deviation of the noise added to latents in training.
         lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
     """
@@ -73,6 +73,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     token_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     context_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
+    boundary_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
     latent_noise: float = interval(min=0.0)(default=0.0)
     lm_head_bias: bool = False
     pad_token_id: int | None = None
@@ -126,7 +127,6 @@ class SentenceVaeConfig(PreTrainedConfig):
             encoder_layers: Which of its layers the encoder has, or how many: then the first ones.
             decoder_layers: Which of its layers the decoder has, or how many: then half of them the first ones, half
                 the last ones. By default a sixth of the language model's, but at least 2.
-            kwargs: Fields of this config.
 
         Raises:
             TypeError: If a keyword is no field.

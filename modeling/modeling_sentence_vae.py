@@ -494,7 +494,8 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         device = (input_ids if input_ids is not None else inputs_embeds).device
         mask = check_mask(attention_mask, shape, device)
-        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
+        overlooked = self.config.boundary_dropout if self.training else 0.0
+        layout = self.segmenter.layout(input_ids, mask, None, sentence_ids, overlooked)
         table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
         mean, log_variance = self.sentence_encoder(embeds, layout.token_sentence)

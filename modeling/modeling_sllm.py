@@ -244,7 +244,8 @@ class SllmModel(SllmPreTrainedModel):
             return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
 
         open_length = None if past is None else cache.open_length
-        layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids)
+        overlooked = self.config.boundary_dropout if self.training else 0.0
+        layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids, overlooked)
         table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
         mean, log_variance = self._encode_closed(embeds, layout, None if past is None else cache)

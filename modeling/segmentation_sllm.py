@@ -137,6 +137,7 @@ class SentenceSegmenter:
         mask: torch.Tensor,
         open_length: torch.Tensor | None = None,
         sentence_ids: torch.Tensor | None = None,
+        boundary_dropout: float = 0.0,
     ) -> SentenceLayout:
         """
         Args:
@@ -145,6 +146,7 @@ class SentenceSegmenter:
             open_length: `(batch,)` tokens that each row's open sentence already has; by default none.
             sentence_ids: `(batch, length)` explicit sentences: consecutive tokens with equal ids are one, cut at the
                 maximum length. The last one of a row stays open.
+            boundary_dropout: Share of the ends of sentences to overlook, drawn at random.
         """
         device = mask.device
         batch_size, length = mask.shape
@@ -167,6 +169,8 @@ class SentenceSegmenter:
             strength = torch.zeros(total, dtype=torch.int8, device=device)
             strength[:-1] = 3 * ((ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])).to(torch.int8)
 
+        if boundary_dropout > 0:
+            strength = strength * (torch.rand(total, device=device) >= boundary_dropout)
         starts = self._sentence_starts(strength, carried, row_start + row_length - 1, token_row)
         token_sentence = starts.cumsum(0) - 1
         first = starts.nonzero().squeeze(1)  # (S,) each sentence's first token

@@ -115,3 +115,15 @@ def test_the_shared_models_tokenizer_has_boundaries(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
     texts = {tokenizer.decode([token]) for token in boundary_tokens(tokenizer)["boundary_token_ids"]}
     assert {".", "!", "?", "\n"} <= texts
+
+
+def test_ends_of_sentences_that_are_overlooked_join_them():
+    token_ids = random_ids(4, 60)
+    mask = torch.ones_like(token_ids).bool()
+    cut = segmenter(max_sentence_length=64)
+    every = cut.layout(token_ids, mask)
+    torch.manual_seed(0)
+    half = cut.layout(token_ids, mask, boundary_dropout=0.5)
+    assert 0.3 < half.token_closes.sum() / every.token_closes.sum() < 0.7
+    assert not (half.token_closes & ~every.token_closes).any()
+    assert len(cut.layout(token_ids, mask, boundary_dropout=1.0).sentence_row) == 4
