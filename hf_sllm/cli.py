@@ -124,7 +124,10 @@ def choose_layers(
 
         model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
         documents = spread(load_documents(data, split), 4 * texts)
-        rows = [row[:length] for row in document_ids(documents["text"], AutoTokenizer.from_pretrained(backbone))]
+        rows = [
+            row[:length]
+            for row in document_ids([row["text"] for row in documents], AutoTokenizer.from_pretrained(backbone))
+        ]
         rows = [row for row in rows if len(row) == length][:texts]
         if not rows:
             raise ValueError(f"no document of {data} has {length} tokens: lower `--length`.")
@@ -168,6 +171,62 @@ def bench_training(
         f"SLLM, decoder of {layers} layers", f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{sllm.num_parameters():,}"
     )
     Console().print(table)
+
+
+@bench_app.command("generation")
+def bench_generation(
+    shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
+    context_lengths: Annotated[str, typer.Option(help="Tokens of the text read, with commas between.")] = "256,2048",
+    batch_sizes: Annotated[str, typer.Option(help="Texts at a time, with commas between.")] = "1,8",
+    sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence, read or written.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=4, help="Tokens to write, two sentences at least.")] = 64,
+    decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    shortlist: Annotated[
+        int | None, typer.Option(min=1, help="The SLLM chooses each sentence's among so many.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also the backbone compiled, static cache.")] = False,
+    runs: Annotated[int, typer.Option(min=1, help="How many times each side is timed.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="A folder for bench.json and bench.png.")] = None,
+) -> None:
+    """Read a text and write on, by an SLLM and its bare backbone in turn: time, memory, and what memory allows."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.benchmark import Settings, benchmark_generation
+        from hf_sllm.benchmark.plots import plot_benchmark
+        from hf_sllm.benchmark.tables import print_benchmark
+
+        logging.set_verbosity_error()
+        settings = Settings(
+            shapes,
+            numbers(context_lengths),
+            numbers(batch_sizes),
+            sentence_length,
+            new_tokens,
+            decoder_layers,
+            dtype,
+            shortlist,
+            compiled,
+            runs,
+        )
+        keep = None if output is None else lambda found: found.save(output / "bench.json")
+        found = benchmark_generation(settings, keep=keep)
+        print_benchmark(found, Console())
+        if output is not None:
+            plot_benchmark(found, output / "bench.png")
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        ValueError: If one of them is something else.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of whole numbers: write it as 256,2048.") from None
 
 
 @app.command("eval")
@@ -244,6 +303,58 @@ def paper_check(
             style="red" if row.below else None,
         )
     Console().print(table)
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="Folder of an SLLM or a sentence VAE, or its name on the Hub.")],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    evaluation: Annotated[Path | None, typer.Option(help="evaluation.json of `hf-sllm eval --output`.")] = None,
+    about: Annotated[Path | None, typer.Option(help="A YAML file of what no file tells: data, licences, use.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Its name on the Hub, if it is to lie there with its code.")] = None,
+) -> None:
+    """Write a model card from what was measured."""
+    with told_plainly():
+        from hf_sllm.hub import load_about, make_card
+
+        text = make_card(
+            model, evaluation, None if about is None else load_about(about), name=repo, is_on_hub=repo is not None
+        )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of an SLLM or a sentence VAE.")],
+    repo: Annotated[str, typer.Argument(help="Its name on the Hub: owner/name.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go and what stays.")] = False,
+    private: Annotated[bool | None, typer.Option(help="If the repository is made: for its owner only.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch; made if there is none.")] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Even a card on the Hub that was written by hand.")
+    ] = False,
+) -> None:
+    """Upload weights, code, tokenizer, card and results to the Hub, in one commit."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.hub import plan
+        from hf_sllm.hub import push as run
+
+        logging.disable_progress_bar()
+        planned = plan(model, repo)
+        if not dry_run:
+            done = run(model, repo, private=private, revision=revision, overwrite_card=overwrite_card)
+    for title, sizes in (("goes" if dry_run else "went", planned.sizes), ("stays", planned.stays)):
+        table = Table(title=f"{title}: {len(sizes)}, {sum(sizes.values()):,} bytes", title_justify="left")
+        table.add_column("")
+        table.add_column("bytes", justify="right")
+        for name, size in sizes.items():
+            table.add_row(escape(name), f"{size:,}")
+        Console().print(table)
+    if not dry_run:
+        Console().print(done.commit_url, highlight=False, soft_wrap=True)
 
 
 @data_app.command()
@@ -339,6 +450,23 @@ def inspect(
             output.mkdir(parents=True, exist_ok=True)
             health.save(output / "latents.json")
             plot_latents(health, output / "latents.png", model)
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Argument(help="Path or name of a model; by default the embedded one.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8000,
+    device: Annotated[str, typer.Option(help="`auto`, `cpu`, or one such as `cuda:0`.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights, such as `bfloat16`; `auto` is the checkpoint's.")
+    ] = "auto",
+) -> None:
+    """Serve a model to OpenAI clients: transformers' own server, sentence by sentence."""
+    with told_plainly():
+        from hf_sllm.serving import serve as run
+
+        run(model or embedded_checkpoint(), host, port, device, dtype)
 
 
 @app.command(

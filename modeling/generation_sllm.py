@@ -7,7 +7,7 @@ the backbone runs once per sentence for the whole batch, not each time some row 
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from transformers import GenerationMixin
@@ -71,6 +71,11 @@ class SllmGenerationMixin(GenerationMixin):
             if mode not in ("greedy_search", "sample"):
                 raise ValueError(f"`max_sentences` came with {mode}: it is for greedy search and sampling.")
         return super().generate(inputs, generation_config, *args, **kwargs)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, tokenizer=None, assistant_tokenizer=None, **kwargs):
+        # Stop strings need a tokenizer, and transformers hands it on to where it is of no use.
+        return super().prepare_inputs_for_generation(*args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

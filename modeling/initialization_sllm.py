@@ -7,12 +7,15 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .loading_sllm import HUB_KEYWORDS, check_adapter, check_checkpoint
 from .presets_sllm import select_layers
 from .segmentation_sllm import boundary_tokens
 
 
 class FromBackboneMixin:
-    """Adds `from_backbone` to a model, and to `from_pretrained` that an adapter's folder need not hold the weights."""
+    """Adds `from_backbone` to a model, and to `from_pretrained` that weights are checked before they are read.
+
+    An adapter's folder need not hold them."""
 
     config_class: Any
 
@@ -25,10 +28,18 @@ class FromBackboneMixin:
         of its backbone anew, and what a backbone does not give has to be in the adapters."""
         config = kwargs.pop("config", None)
         if config is None and pretrained_model_name_or_path is not None:
-            hub_kwargs = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+            hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         origin = getattr(config, "backbone_origin", None)
+        adapter_kwargs = {**(kwargs.get("adapter_kwargs") or {})}
+        # Where `AutoModel` found an adapter beside the model, or in place of it.
+        adapter = adapter_kwargs.pop("_adapter_model_path", pretrained_model_name_or_path if origin else None)
+        if adapter is not None:
+            check_adapter(adapter, adapter_kwargs)
         if origin is None:
+            if pretrained_model_name_or_path is not None:
+                check_checkpoint(cls, pretrained_model_name_or_path, config, kwargs)
+                kwargs["use_safetensors"] = True
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)  # type: ignore[misc]
         backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto")
         config = copy.deepcopy(config)
@@ -38,8 +49,7 @@ class FromBackboneMixin:
             copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
         # By way of its state dict, so that what else the call asks for (dtype, device map) is done as ever.
         kwargs = {"config": config, "state_dict": model.state_dict(), **kwargs}
-        adapter_kwargs = {**(kwargs.pop("adapter_kwargs", None) or {})}
-        adapter_kwargs.pop("_adapter_model_path", None)
+        kwargs.pop("adapter_kwargs", None)
         model = super().from_pretrained(None, *model_args, **kwargs)  # type: ignore[misc]
         model.load_adapter(pretrained_model_name_or_path, adapter_kwargs=adapter_kwargs)
         return model.eval()
@@ -105,7 +115,9 @@ class FromBackboneMixin:
             **kwargs,
         )
         model: Any = cls(config)  # type: ignore[call-arg]
-        model = model.to(device=backbone.device, dtype=backbone.dtype)
+        model = model.to(backbone.device)
+        for parameter in model.parameters():  # and not what rotary positions are computed from, as `to` would
+            parameter.data = parameter.data.to(backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
         copy_weights(model, backbone, encoder_layers, decoder_layers)
         if sentence_vae is not None:

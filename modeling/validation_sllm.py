@@ -27,6 +27,7 @@ def value_errors(config_class):
 
 def check_config(config: PreTrainedConfig) -> None:
     """Refuses fields that do not fit together, with a `ValueError` that names the field, its value and the remedy."""
+    check_auto_map(config.auto_map)
     if config.latent_size < 1:
         raise ValueError(f"`latent_size` is {config.latent_size}: it must be at least 1.")
     if config.pooling == "sum" and config.num_latents != 1:
@@ -57,6 +58,16 @@ def check_config(config: PreTrainedConfig) -> None:
             raise ValueError(
                 f"`{name}.max_position_embeddings` is {available}: `max_sentence_length` "
                 f"{config.max_sentence_length} needs at least {needed}."
+            )
+
+
+def check_auto_map(auto_map: dict) -> None:
+    """Refuses a checkpoint whose code would be taken from elsewhere: `repository--file.Class`."""
+    for auto_class, place in auto_map.items():
+        if any("--" in str(one) for one in (place if isinstance(place, list | tuple) else [place])):
+            raise ValueError(
+                f"`auto_map` of config.json has {auto_class} = {place!r}: only code beside the weights is run. "
+                "Take the repository's name out if you trust it, and put the file there."
             )
 
 

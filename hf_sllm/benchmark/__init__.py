@@ -1,6 +1,18 @@
 """How fast an SLLM is, always beside its own bare backbone in the same run."""
 
+from .generation import make_sides, measure_generation
+from .report import Benchmark, Settings, benchmark_generation
 from .shapes import make_pair, random_text
 from .training import TrainingSpeed, measure_training
 
-__all__ = ["TrainingSpeed", "make_pair", "measure_training", "random_text"]
+__all__ = [
+    "Benchmark",
+    "Settings",
+    "TrainingSpeed",
+    "benchmark_generation",
+    "make_pair",
+    "make_sides",
+    "measure_generation",
+    "measure_training",
+    "random_text",
+]

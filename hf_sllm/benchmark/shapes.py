@@ -62,7 +62,8 @@ def backbone_config(shapes: str) -> PreTrainedConfig:
     if shapes in SHAPES:
         return AutoConfig.for_model(**SHAPES[shapes], bos_token_id=0, eos_token_id=0)
     try:
-        return AutoConfig.from_pretrained(shapes)
+        # Special tokens that the random text does not have, as of the shapes above.
+        return AutoConfig.from_pretrained(shapes, bos_token_id=0, eos_token_id=0)
     except OSError as error:
         known = ", ".join(SHAPES)
         raise ValueError(f"`shapes` is {shapes!r}: neither one of {known} nor a model that can be read.") from error

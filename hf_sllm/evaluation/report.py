@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,6 +111,27 @@ class Evaluation:
         draft.write_text(json.dumps(_plain(self), indent=2) + "\n", encoding="utf-8")
         draft.replace(file)
 
+    @classmethod
+    def load(cls, file: Path) -> "Evaluation":
+        """Reads what `save` wrote. Figures come as plain objects with the attributes that they had.
+
+        Raises:
+            ValueError: If the file is no evaluation.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            sides = [
+                Side(
+                    **{name: side[name] for name in ("name", "model_type", "parameters", "failures")},
+                    figures={measure: _attributes(figures) for measure, figures in side["figures"].items()},
+                )
+                for side in values["sides"]
+            ]
+            fields = {name.name: values[name.name] for name in dataclasses.fields(cls)}
+            return cls(**{**fields, "sides": sides})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is no evaluation: {error!r}. Write one by `hf-sllm eval --output`.") from error
+
     def eval_results(self) -> list[EvalResult]:
         """What a model card states of the first side."""
         side = self.sides[0]
@@ -136,6 +158,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _attributes(value: Any) -> Any:
+    """Dicts as objects with attributes."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: _attributes(one) for key, one in value.items()})
+    return [_attributes(one) for one in value] if isinstance(value, list) else value
 
 
 def headlines(side: Side) -> list[tuple[str, str, float]]:

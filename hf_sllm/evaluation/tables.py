@@ -33,7 +33,20 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
 def table_of(
     title: str, lines_of: Callable[[Any], list[Line]], measure: str, sides: list[Side], floor: float | None
 ) -> Table:
-    """A column for each side; where there are two, and bits, also their ratio."""
+    """The cells as a table for the terminal."""
+    head, *rows = cells_of(lines_of, measure, sides, floor)
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def cells_of(
+    lines_of: Callable[[Any], list[Line]], measure: str, sides: list[Side], floor: float | None
+) -> list[list[str]]:
+    """A column for each side; where there are two, and bits, also their ratio. The first row are the heads."""
     columns = [(side.label, lines_of(side.figures[measure])) for side in sides]
     if measure == "writing":
         columns.insert(0, ("the documents", text_lines(sides[0].figures[measure].reference)))
@@ -43,20 +56,15 @@ def table_of(
     labels = list(dict.fromkeys(label for column in values for label in column))
     has_ratio = len(sides) == 2 and any(label.startswith("bits") for label in labels)
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name, _ in columns:
-        table.add_column(name, justify="right")
-    if has_ratio:
-        table.add_column("ratio", justify="right")
+    rows = [["", *(name for name, _ in columns), *(["ratio"] if has_ratio else [])]]
     for label in labels:
         cells = [column.get(label, (None, "")) for column in values]
         texts = ["" if value is None else format(value, form) for value, form in cells]
         if has_ratio:
             (first, _), (second, _) = cells[-2:]
             texts.append(f"{first / second:.3f}" if label.startswith("bits") and first and second else "")
-        table.add_row(label, *texts)
-    return table
+        rows.append([label, *texts])
+    return rows
 
 
 def likelihood_lines(figures: Any) -> list[Line]:

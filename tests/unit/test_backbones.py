@@ -110,3 +110,14 @@ def test_a_sentence_vae_begins_from_a_backbone_too():
     assert model.get_input_embeddings().weight is not backbone.get_input_embeddings().weight
     decoder = model.sentence_decoder.model.layers
     assert torch.equal(decoder[1].mlp.up_proj.weight, backbone.model.layers[2].mlp.up_proj.weight)
+
+
+def test_a_backbone_in_bfloat16_keeps_its_rotary_positions_exact():
+    model = SllmForCausalLM.from_backbone(tiny_backbone().to(torch.float32), boundary_token_ids=BOUNDARIES)
+    backbone = tiny_backbone()
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data.bfloat16()
+    half = SllmForCausalLM.from_backbone(backbone, boundary_token_ids=BOUNDARIES)
+    assert half.dtype == torch.bfloat16
+    for (name, exact), buffer in zip(model.named_buffers(), half.buffers(), strict=True):
+        assert torch.equal(exact, buffer), name

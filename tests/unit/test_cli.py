@@ -117,3 +117,15 @@ def test_a_missing_recipe_is_said_with_those_there_are(tmp_path):
     result = run("train", tmp_path / "none.yaml")
     assert result.exit_code == 1
     assert "stories260k" in result.stderr
+
+
+def test_layers_prints_a_choice_of_each_number(backbone, tokenizer, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    backbone.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "texts.jsonl").write_text('{"text": "The owl said no. The mice ran!"}\n')
+    result = run("layers", tmp_path, "--data", tmp_path / "texts.jsonl", "--length", 4, "--keep", 1)
+    assert result.exit_code == 0, result.output
+    assert "[0, 1]" in result.stdout and ("[0]" in result.stdout or "[1]" in result.stdout)

@@ -8,6 +8,9 @@ from models import BACKBONES, option_model, padded, random_ids, tiny_backbone, t
 from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from hf_sllm import SllmForCausalLM
+from hf_sllm.data import train_tokenizer
+
 GREEDY = {"do_sample": False, "max_new_tokens": 40}
 OPTIONS = ["default", "sentence_alone", "short_context", "clauses", "paper"]
 
@@ -243,3 +246,17 @@ def test_several_texts_for_one_prompt():
     model, prompt = tiny_sllm(), random_ids(1, 9)
     texts = model.generate(prompt, do_sample=True, num_return_sequences=4, max_new_tokens=12, max_sentences=math.inf)
     assert len({tuple(text.tolist()) for text in texts}) > 1 and (texts[:, :9] == prompt).all()
+
+
+@pytest.mark.parametrize("max_sentences", [None, 5])
+def test_stop_strings_stop(max_sentences):
+    tokenizer = train_tokenizer(["The owl said no. The mice ran!"], 280)
+    backbone = tiny_backbone(vocab_size=len(tokenizer))
+    model = SllmForCausalLM.from_backbone(backbone, tokenizer, encoder_layers=1, decoder_layers=1).eval()
+    token_ids = tokenizer("The owl", return_tensors="pt")["input_ids"]
+    kwargs = {"do_sample": False, "max_new_tokens": 20, "max_sentences": max_sentences, "pad_token_id": 0}
+    written = model.generate(token_ids, **kwargs)[0]
+    stop = tokenizer.decode(written[-8])  # any token: only as a string does it stop
+    stopped = model.generate(token_ids, stop_strings=[stop], tokenizer=tokenizer, **kwargs)[0]
+    assert len(token_ids[0]) < len(stopped) < len(written)
+    assert torch.equal(stopped, written[: len(stopped)]) and stop in tokenizer.decode(stopped[-1:])
