@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Names = str | Path | Sequence[str | Path]
 
 CHOICES = 4
+# Where a story is cut, as a share of its sentences.
+PLACES = (0.5, 0.25, 0.75)
 
 # Sentence-final punctuation, closing quotes and brackets, then the space before what does not begin in lower case. By
 # characters and not by a model's tokens, so that all models are asked the same.
@@ -58,9 +60,10 @@ def gsm8k(gsm8k_train: Names | None = None, gsm8k_test: Names | None = None, **o
 
 
 def cloze_questions(stories: Sequence[str]) -> list[dict[str, Any]]:
-    """A story's first half, and four sentences: the one that follows, and those that follow in the next three stories.
+    """The begin of a story, and four sentences: the one that follows, and those that follow in the next three stories.
 
-    The same stories in the same order make the same questions. Stories of a single sentence make none.
+    Each story is cut after a quarter, a half and three quarters of its sentences, if these are different places. The
+    same stories in the same order make the same questions. Stories of a single sentence make none.
 
     Returns:
         Rows of `context`, `choices`, which begin with the space that the story has before the sentence, and `label`,
@@ -69,38 +72,40 @@ def cloze_questions(stories: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: If the stories hold fewer than four different sentences to choose from.
     """
-    halves = [half for story in stories if (half := _half(story)) is not None]
-    sentences = [sentence for _, _, sentence in halves]
     questions: list[dict[str, Any]] = []
-    for index, (context, space, sentence) in enumerate(halves):
-        choices = [sentence]
-        for other in range(1, len(sentences)):
-            if len(choices) == CHOICES:
-                break
-            candidate = sentences[(index + other) % len(sentences)]
-            if candidate not in choices:
-                choices.append(candidate)
-        # Where all are equally likely, the harness takes the first: the true one is each in turn.
-        label = index % CHOICES
-        choices.insert(label, choices.pop(0))
-        questions.append({"context": context, "choices": [space + choice for choice in choices], "label": label})
-    if not questions or any(len(question["choices"]) < CHOICES for question in questions):
+    for place in PLACES:
+        cuts = [cut for story in stories if (cut := _cut(story, place)) is not None]
+        sentences = [sentence for _, _, sentence in cuts]
+        if len(set(sentences)) < CHOICES:
+            continue
+        for index, (context, space, sentence) in enumerate(cuts):
+            choices = [sentence]
+            for other in range(index + 1, index + len(sentences)):
+                if len(choices) == CHOICES:
+                    break
+                if sentences[other % len(sentences)] not in choices:
+                    choices.append(sentences[other % len(sentences)])
+            # Where all are equally likely, the harness takes the first: the true one is each in turn.
+            label = index % CHOICES
+            choices.insert(label, choices.pop(0))
+            questions.append({"context": context, "choices": [space + choice for choice in choices], "label": label})
+    if not questions:
         raise ValueError(
-            f"`documents` holds {len(questions)} stories of two sentences or more, and too few different ones among "
-            f"their sentences: sllm_cloze needs {CHOICES} to choose from."
+            f"`documents` has too few stories of two sentences or more: sllm_cloze needs {CHOICES} to choose from."
         )
     return questions
 
 
-def _half(story: str) -> tuple[str, str, str] | None:
-    """What a story says up to its middle, the space that follows, and the sentence after it."""
-    gaps = [match.span(1) for match in _SENTENCE_GAP.finditer(story.strip())]
-    if not gaps:
-        return None
+def _cut(story: str, place: float) -> tuple[str, str, str] | None:
+    """What a story says up to some share of its sentences, the space that follows, and the sentence after it; None
+    where a cut nearer to the middle is the same."""
     story = story.strip()
-    middle = (len(gaps) - 1) // 2
-    begin, end = gaps[middle]
-    sentence_end = gaps[middle + 1][0] if middle + 1 < len(gaps) else len(story)
+    gaps = [match.span(1) for match in _SENTENCE_GAP.finditer(story)]
+    number = int(place * len(gaps))
+    if not gaps or (place != PLACES[0] and number == int(PLACES[0] * len(gaps))):
+        return None
+    begin, end = gaps[number]
+    sentence_end = gaps[number + 1][0] if number + 1 < len(gaps) else len(story)
     return story[:begin], story[begin:end], story[end:sentence_end]
 
 
