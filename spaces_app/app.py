@@ -152,7 +152,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
             temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", info="0: always the likeliest token")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Sample from the likeliest so much")
         with gr.Row():
-            max_sentences = gr.Slider(1, 30, 8, step=1, label="Sentences", info="Write at most so many")
+            max_sentences = gr.Slider(1, 30, 8, step=1, label="Sentences", info="At most", elem_id="sentences")
             seed = gr.Number(1, precision=0, minimum=0, maximum=2**31 - 1, label="Seed", info="Makes a text again")
     with gr.Row():
         written = gr.Textbox(
@@ -249,7 +249,7 @@ def reconstruct_page(vae: tuple | None) -> None:
         gr.Markdown(
             "This page needs a model that has learned to write a sentence back from its latents: a sentence VAE, or "
             "an SLLM trained with a `reconstruction_weight` above 0. The model of this Space has learned to write the "
-            "next sentence only. Start the Space with `SLLM_SENTENCE_VAE` set to such a model, by its folder or its name "
+            "next sentence only. Start the Space with such a model in `SLLM_SENTENCE_VAE`: its folder, or its name "
             "on the Hub."
         )
         return

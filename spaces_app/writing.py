@@ -151,7 +151,7 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores `(batch, vocab)` with noise."""
-        uniform = torch.rand(scores.shape, generator=self.generator).to(scores.device)
+        uniform = torch.rand(scores.shape).to(scores.device)
         return scores - torch.log(-torch.log(uniform))
 
 
@@ -164,7 +164,5 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     ids = [start_token_id(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
     most = default_window(model) - 1
     if len(ids) > most:
-        raise ValueError(
-            f"The text has {len(ids) - 1:,} tokens, and the model reads at most {most - 1:,}: shorten it."
-        )
+        raise ValueError(f"The text has {len(ids) - 1:,} tokens, the model reads at most {most - 1:,}: shorten it.")
     return ids

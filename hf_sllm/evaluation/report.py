@@ -32,6 +32,7 @@ from .bits_per_byte import BitsPerByte, LengthBits, by_sentence_length, entropy_
 from .context import context_use, needle
 from .likelihood import default_window, score_documents
 from .reconstruction import reconstruction
+from .shortlist import shortlist_coverage
 from .stopping import Stopping, stopping
 from .writing import brier_lm, writing
 
@@ -251,6 +252,12 @@ def _reconstruction(model: PreTrainedModel, given: Settings) -> Any:
     )
 
 
+def _shortlist(model: PreTrainedModel, given: Settings) -> Any:
+    return shortlist_coverage(
+        model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress
+    )
+
+
 MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "likelihood": _likelihood,
     "context": _drawn(context_use),
@@ -258,7 +265,11 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "writing": _drawn(writing),
     "brier": _brier,
     "reconstruction": _reconstruction,
+    "shortlist": _shortlist,
 }
+
+# Measures that need what a model learns only where its config gives this loss a weight.
+LOSS_OF = {"reconstruction": "reconstruction_weight", "shortlist": "bag_of_words_weight"}
 
 
 def evaluate(
@@ -360,5 +371,4 @@ def default_measures(model: PreTrainedModel) -> list[str]:
     """All that such a model can be measured by."""
     if model.config.model_type == "sentence_vae":
         return ["reconstruction"]
-    reconstructs = getattr(model.config, "reconstruction_weight", 0) > 0
-    return [name for name in MEASURES if name != "reconstruction" or reconstructs]
+    return [name for name in MEASURES if name not in LOSS_OF or getattr(model.config, LOSS_OF[name], 0) > 0]

@@ -153,6 +153,15 @@ def reconstruction_lines(figures: Any) -> list[Line]:
     ]
 
 
+def shortlist_lines(figures: Any) -> list[Line]:
+    """What lists of each size hold."""
+    lines: list[Line] = []
+    for size, coverage, mass in zip(figures.sizes, figures.coverage, figures.mass, strict=True):
+        lines.append((f"tokens on lists of {size}", coverage, ".2%"))
+        lines.append((f"  probability of what is on them, {size}", mass, ".2%"))
+    return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "likelihood": ("Likelihood", likelihood_lines),
     "context": ("Use of context: predicting a sentence after more or fewer of those before it", context_lines),
@@ -160,4 +169,5 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "writing": ("Writing: samples that continue the documents", writing_lines),
     "brier": ("BrierLM: samples of the next tokens", brier_lines),
     "reconstruction": ("Reconstruction: sentences written back from their latents", reconstruction_lines),
+    "shortlist": ("Shortlist: the tokens of a sentence foretold as it begins", shortlist_lines),
 }

@@ -1,5 +1,6 @@
 """One run measures both sides on the same text, loses nothing that it measured, and says what it could not."""
 
+import io
 import json
 
 import pytest
@@ -32,10 +33,11 @@ def names(tmp_path_factory):
     backbone = AutoModelForCausalLM.from_config(config)
     folder = tmp_path_factory.mktemp("models")
     backbone.save_pretrained(folder / "backbone")
-    SllmForCausalLM.from_backbone(backbone, tokenizer, encoder_layers=1, decoder_layers=1).save_pretrained(
-        folder / "sllm"
-    )
-    for name in ("backbone", "sllm"):
+    for name, weight in (("sllm", 0.0), ("listing", 1.0)):
+        SllmForCausalLM.from_backbone(
+            backbone, tokenizer, encoder_layers=1, decoder_layers=1, bag_of_words_weight=weight
+        ).save_pretrained(folder / name)
+    for name in ("backbone", "sllm", "listing"):
         tokenizer.save_pretrained(folder / name)
     return str(folder / "sllm"), str(folder / "backbone")
 
@@ -51,7 +53,7 @@ def everything(names):
 
 def test_both_sides_are_measured_by_all_that_fits_and_on_the_same(everything, names):
     for side in everything.sides:
-        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - {"reconstruction"}
+        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - {"reconstruction", "shortlist"}
         assert side.failures.keys() <= {"needle", "context"}  # so short a text has no fillers
     first, second = (side.figures["likelihood"] for side in everything.sides)
     assert first.total.tokens == second.total.tokens and first.stopping.closes == second.stopping.closes
@@ -68,7 +70,7 @@ def test_json_tables_figure_and_card_say_the_same(everything, tmp_path):
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["sides"][0]["figures"]["likelihood"]["total"]["bits_per_byte"] == bits
 
-    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=160, file=io.StringIO())
     print_evaluation(everything, console)
     text = console.export_text()
     other = everything.sides[1].figures["likelihood"].total.bits_per_byte
@@ -97,6 +99,14 @@ def test_a_measure_that_cannot_be_taken_says_why_and_the_others_go_on(names):
     found = run(names, measures=["reconstruction", "likelihood"])
     assert all("likelihood" in side.figures for side in found.sides)
     assert "reconstruction_weight" in found.sides[0].failures["reconstruction"]
+
+
+def test_a_model_that_learned_shortlists_is_measured_by_them_too(names):
+    found = evaluate(names[0][: -len("sllm")] + "listing", DOCUMENTS, ["texts.jsonl"], progress=False)
+    assert 0 < found.sides[0].figures["shortlist"].coverage[0] <= 1
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_evaluation(found, console)
+    assert "tokens on lists of 128" in console.export_text()
 
 
 def test_nothing_to_measure_and_unknown_measures_are_refused(names):
