@@ -161,8 +161,11 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
             max_lines=20,
             interactive=True,
             elem_id="written",
+            min_width=320,
         )
-        beside = gr.Textbox(label="Token by token", lines=8, max_lines=20, interactive=False, elem_id="beside")
+        beside = gr.Textbox(
+            label="Token by token", lines=8, max_lines=20, interactive=False, elem_id="beside", min_width=320
+        )
     with gr.Row():
         go_on = gr.Button("Go on from the edited text")
         again = gr.Button("Write another")

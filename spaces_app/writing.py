@@ -151,7 +151,7 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores `(batch, vocab)` with noise."""
-        uniform = torch.rand(scores.shape).to(scores.device)
+        uniform = torch.rand(scores.shape, generator=self.generator).to(scores.device)
         return scores - torch.log(-torch.log(uniform))
 
 

@@ -194,5 +194,7 @@ def test_a_browser_shows_sentences_and_asks_nobody_else(space, page, tmp_path, l
         page.screenshot(path=tmp_path / f"{tab}.png", full_page=True)
         # Nothing sticks out at the side.
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    table = page.locator(".figures").bounding_box()
+    assert table["x"] + table["width"] <= width
     assert errors == []
     assert [address for address in addresses if not address.startswith((space, "data:", "blob:"))] == []
