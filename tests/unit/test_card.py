@@ -95,7 +95,11 @@ def test_every_figure_of_the_card_is_from_a_file(measured):
 
 def test_the_metadata_are_what_the_hubs_client_reads(measured):
     data = ModelCard(card_of(measured, *everything(measured))).data
-    assert (data.pipeline_tag, data.library_name, data.license) == ("text-generation", "transformers", "apache-2.0")
+    assert (data.pipeline_tag, data.get("library_name"), data.license) == (
+        "text-generation",
+        "transformers",
+        "apache-2.0",
+    )
     assert data.base_model == "owner/backbone" and data.datasets == ["owner/texts"]
     assert data.eval_results == Evaluation.load(measured / "evaluation.json").eval_results()
     assert data.to_dict()["model-index"][0]["name"] == "it"
