@@ -27,7 +27,7 @@ from transformers.utils import logging
 from writing import Settings, Writer, race
 
 import hf_sllm  # noqa: F401  registers the auto classes
-from hf_sllm.cli import embedded_checkpoint
+from hf_sllm.embedded import embedded_checkpoint
 
 HERE = Path(__file__).parent
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_is_refused_by_name(options):
 
 def test_the_command_prints_a_row_for_each_way(monkeypatch):
     monkeypatch.setattr(check, "HELD_OUT", 16)
-    monkeypatch.setattr("hf_sllm.cli.Console", partial(Console, width=160))
+    monkeypatch.setattr("hf_sllm.cli.evaluate.Console", partial(Console, width=160))
     result = CliRunner().invoke(app, ["paper-check", "--steps", "1"])
     assert result.exit_code == 0, result.output
     for part in ("both masks right", "without its causal mask", "neighbour's mask"):

@@ -1,0 +1,101 @@
+"""Commands that measure speed and memory."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .common import app, told_plainly
+
+bench_app = typer.Typer(help="Measure speed, beside the bare backbone in the same run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("training")
+def bench_training(
+    shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
+    sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence.")] = 16,
+    decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 4,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each text.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each side that count.")] = 5,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
+) -> None:
+    """Tokens trained on in a second, by an SLLM and its bare backbone in turn: all weights of each, random ones."""
+    with told_plainly():
+        import torch
+
+        from hf_sllm.benchmark import make_pair, measure_training, random_text
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        backbone, sllm = make_pair(shapes, sentence_length, decoder_layers)
+        token_ids = random_text(batch_size, length, sentence_length, backbone.config.vocab_size).to(device)
+        speed = measure_training(backbone, sllm, token_ids, steps, bf16)
+    title = f"{shapes}, {batch_size} x {length} tokens, sentences of {sentence_length}, {device}"
+    table = Table(title=title)
+    for name in ("", "tokens per second", "ratio", "parameters"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("backbone", f"{speed.backbone:,.0f}", "", f"{backbone.num_parameters():,}")
+    layers = sllm.config.sentence_decoder_config.num_hidden_layers
+    table.add_row(
+        f"SLLM, decoder of {layers} layers", f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{sllm.num_parameters():,}"
+    )
+    Console().print(table)
+
+
+@bench_app.command("generation")
+def bench_generation(
+    shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
+    context_lengths: Annotated[str, typer.Option(help="Tokens of the text read, with commas between.")] = "256,2048",
+    batch_sizes: Annotated[str, typer.Option(help="Texts at a time, with commas between.")] = "1,8",
+    sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence, read or written.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=4, help="Tokens to write, two sentences at least.")] = 64,
+    decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    shortlist: Annotated[
+        int | None, typer.Option(min=1, help="The SLLM chooses each sentence's among so many.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also the backbone compiled, static cache.")] = False,
+    runs: Annotated[int, typer.Option(min=1, help="How many times each side is timed.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="A folder for bench.json and bench.png.")] = None,
+) -> None:
+    """Read a text and write on, by an SLLM and its bare backbone in turn: time, memory, and what memory allows."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.benchmark import Settings, benchmark_generation
+        from hf_sllm.benchmark.plots import plot_benchmark
+        from hf_sllm.benchmark.tables import print_benchmark
+
+        logging.set_verbosity_error()
+        settings = Settings(
+            shapes,
+            numbers(context_lengths),
+            numbers(batch_sizes),
+            sentence_length,
+            new_tokens,
+            decoder_layers,
+            dtype,
+            shortlist,
+            compiled,
+            runs,
+        )
+        keep = None if output is None else lambda found: found.save(output / "bench.json")
+        found = benchmark_generation(settings, keep=keep)
+        print_benchmark(found, Console())
+        if output is not None:
+            plot_benchmark(found, output / "bench.png")
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        ValueError: If one of them is something else.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of whole numbers: write it as 256,2048.") from None

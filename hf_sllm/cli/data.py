@@ -1,0 +1,86 @@
+"""Commands that look at data."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hf_sllm.embedded import embedded_checkpoint
+
+from .common import app, told_plainly
+
+if TYPE_CHECKING:
+    from hf_sllm.data import SentenceStatistics
+
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def stats(
+    source: Annotated[list[str], typer.Argument(help="Files of documents, or datasets on the Hub (name:config).")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Path or name of a tokenizer; by default the embedded checkpoint's.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="`sentence` or `clause`.")] = "sentence",
+    max_sentence_length: Annotated[int, typer.Option(min=1, help="A sentence is cut at so many tokens.")] = 64,
+    split: Annotated[str, typer.Option(help="The split of a dataset on the Hub.")] = "train",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many documents only.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read on the way, keeping nothing on disk.")] = False,
+    output: Annotated[Path | None, typer.Option(help="A folder for sentences.json and sentences.png.")] = None,
+) -> None:
+    """Measure how long sentences are, and what a maximum length cuts."""
+    with told_plainly():
+        import dataclasses
+        import json
+
+        from transformers import AutoTokenizer
+
+        from hf_sllm.data import load_documents, plot_sentence_lengths, sentence_rule, sentence_statistics
+
+        name = tokenizer or embedded_checkpoint()
+        used = AutoTokenizer.from_pretrained(name)
+        rule = sentence_rule(used, unit, max_sentence_length)
+        documents = load_documents(source, split, text_column, limit, streaming=streaming)
+        found = sentence_statistics(documents, used, rule)
+        print_statistics(found)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            about = {"source": source, "limit": limit, "tokenizer": name, "unit": unit, **dataclasses.asdict(found)}
+            (output / "sentences.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            plot_sentence_lengths(found, output / "sentences.png")
+
+
+def print_statistics(found: "SentenceStatistics") -> None:
+    """Two tables: how long the sentences are, and what each maximum length cuts."""
+    console = Console()
+    table = Table(
+        title=f"{found.documents:,} documents, {found.sentences:,} sentences",
+        caption=f"{found.single_tokens:,} sentences are a single token",
+    )
+    for name in ("", "in all", "mean", "median", "90 %", "99 %", "longest"):
+        table.add_column(name, justify="right" if name else "left")
+    for unit, total, lengths in (
+        ("tokens", found.tokens, found.tokens_per_sentence),
+        ("bytes", found.bytes, found.bytes_per_sentence),
+    ):
+        figures = (lengths.median, lengths.p90, lengths.p99, lengths.max)
+        table.add_row(unit, f"{total:,}", f"{lengths.mean:.1f}", *(f"{figure:,}" for figure in figures))
+    console.print(table)
+
+    table = Table(title="What a maximum sentence length does")
+    for name in ("tokens at most", "sentences", "tokens each", "sentences cut", "tokens in these"):
+        table.add_column(name, justify="right")
+    for cut in found.cuts:
+        table.add_row(
+            str(cut.max_sentence_length),
+            f"{cut.sentences:,}",
+            f"{cut.tokens_per_sentence:.1f}",
+            f"{cut.cut_sentences:.1%}",
+            f"{cut.cut_tokens:.1%}",
+            style="bold" if cut.max_sentence_length == found.max_sentence_length else None,
+        )
+    console.print(table)
