@@ -41,18 +41,26 @@ class FromBackboneMixin:
                 check_checkpoint(cls, pretrained_model_name_or_path, config, kwargs)
                 kwargs["use_safetensors"] = True
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)  # type: ignore[misc]
-        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto")
-        config = copy.deepcopy(config)
-        config.backbone_origin = None  # with weights of its own, it is a model like any other
-        model: Any = cls(config)  # type: ignore[call-arg]
-        with torch.no_grad():
-            copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
+        made = cls.from_origin(config)
         # By way of its state dict, so that what else the call asks for (dtype, device map) is done as ever.
-        kwargs = {"config": config, "state_dict": model.state_dict(), **kwargs}
+        kwargs = {"config": made.config, "state_dict": made.state_dict(), **kwargs}
         kwargs.pop("adapter_kwargs", None)
         model = super().from_pretrained(None, *model_args, **kwargs)  # type: ignore[misc]
         model.load_adapter(pretrained_model_name_or_path, adapter_kwargs=adapter_kwargs)
         return model.eval()
+
+    @classmethod
+    @torch.no_grad()
+    def from_origin(cls, config: Any) -> Any:
+        """What adapters of a named backbone adapt: made of that backbone anew, by the config saved with them."""
+        origin = config.backbone_origin
+        config = copy.deepcopy(config)
+        config.backbone_origin = None  # with weights of its own, it is a model like any other
+        model: Any = cls(config)  # type: ignore[call-arg]
+        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto")
+        copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
+        model.backbone_origin = origin
+        return model
 
     @classmethod
     @torch.no_grad()

@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
+from hf_sllm.modeling import SllmForCausalLM
+
 # The modules of an `SllmModel` around its backbone.
 AROUND_BACKBONE = ["sentence_encoder", "sentence_decoder", "latent_input", "latent_output", "start_latents"]
+
+# The modules of an `SllmForCausalLM` around its `SllmModel`, if its config has them.
+HEADS = ["shortlist_head", "next_latent_head"]
 
 
 def freeze(model: nn.Module, names: list[str]) -> None:
@@ -24,12 +30,53 @@ def freeze(model: nn.Module, names: list[str]) -> None:
         ValueError: If there is no parameter of such a name.
     """
     for name in names:
-        chosen = [parameter for path, parameter in model.named_parameters() if f".{name}." in f".{path}."]
+        own = ((path.removeprefix("base_model.model."), parameter) for path, parameter in model.named_parameters())
+        chosen = [parameter for path, parameter in own if f".{name}." in f".{path}."]
         if not chosen:
             parts = ", ".join(dict(model.named_children()))
             raise ValueError(f"`freeze` names {name!r}, and the model has no module called that; it has {parts}.")
         for parameter in chosen:
             parameter.requires_grad_(False)
+
+
+def open_sllm(name: str, fields: dict[str, Any]) -> Any:
+    """A trained SLLM, to go on from. Adapters of a named backbone stay adapters.
+
+    Args:
+        name: Its name or path.
+        fields: Of its config, which become other than they were: heads that it then has for the first time begin as in
+            a new model.
+
+    Returns:
+        An `SllmForCausalLM` or a `PeftModel` around it, in float32.
+
+    Raises:
+        ValueError: If the model is no SLLM.
+    """
+    config = AutoConfig.from_pretrained(name, **fields)
+    if config.model_type != "sllm":
+        raise ValueError(f"`sllm` is {name}, a {config.model_type!r} model: name a trained SLLM, or a `backbone`.")
+    if getattr(config, "backbone_origin", None) is None:
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    model = SllmForCausalLM.from_origin(config).float()
+    adapter: Any = PeftConfig.from_pretrained(name)
+    adapter.inference_mode = False
+    given = adapter.modules_to_save or []
+    new = {head: getattr(model, head) for head in HEADS if hasattr(model, head) and head not in given}
+    adapter.modules_to_save = [*given, *new]
+    weights = load_peft_weights(name, device="cpu")
+    for head, module in new.items():
+        weights.update({f"base_model.model.{head}.{key}": value for key, value in module.state_dict().items()})
+    adapted = get_peft_model(model, adapter)
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is a `PeftModel`."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def add_lora(model: Any, fields: dict[str, Any], output_dir: Path) -> Any:
@@ -90,6 +137,26 @@ def save_base(model: Any, output_dir: Path) -> str:
     config.save_pretrained(output_dir)
     custom_object_save(model, output_dir)  # the model's code, which would come with its weights
     return str(output_dir)
+
+
+def merge_adapters(model: Any) -> Any:
+    """Adds the adapters that `from_pretrained` found to the weights that they adapt, and takes them out of the model.
+
+    Returns:
+        The same model, as fast as one that never had any.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in reversed(list(model.named_modules())):  # what lies within comes before what it lies in
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            model.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+    return model
 
 
 def store_in_bfloat16(folder: Path) -> None:

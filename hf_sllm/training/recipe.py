@@ -23,6 +23,9 @@ class ModelArguments:
     backbone: str | None = field(
         default=None, metadata={"help": "Name or path of a causal language model to begin from."}
     )
+    sllm: str | None = field(
+        default=None, metadata={"help": "Instead of `backbone`: name or path of a trained SLLM to go on from."}
+    )
     backbone_config: dict[str, Any] | None = field(
         default=None,
         metadata={
@@ -74,20 +77,30 @@ class ModelArguments:
         if self.stage not in ("sllm", "sentence_vae"):
             raise ValueError(f"`stage` is {self.stage!r}: it must be `sllm` or `sentence_vae`.")
         if self.stage == "sentence_vae":
-            for name in ("sentence_vae", "lora", "baseline_config"):
+            for name in ("sentence_vae", "sllm", "lora", "baseline_config"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` has no meaning in the stage `sentence_vae`: leave it out.")
-        if (self.backbone is None) == (self.backbone_config is None):
-            raise ValueError("a recipe has either `backbone` or `backbone_config`: this one has both or neither.")
+        begins = [name for name in ("backbone", "backbone_config", "sllm") if getattr(self, name) is not None]
+        if len(begins) != 1:
+            raise ValueError(
+                "a recipe has one of `backbone`, `backbone_config` and `sllm`: this one has "
+                f"{' and '.join(begins) or 'none'}."
+            )
+        if self.sllm is not None:
+            for name in ("encoder_layers", "decoder_layers", "sentence_vae"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is for an SLLM that is made anew, and `sllm` names one: leave it out.")
         if self.backbone_config is not None and "model_type" not in self.backbone_config:
             raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
         if self.baseline_config is not None and self.backbone_config is None:
             raise ValueError("`baseline_config` changes `backbone_config`, and this recipe has none: leave it out.")
         if self.tokenizer is not None and self.tokenizer_vocab_size is not None:
             raise ValueError("a recipe has `tokenizer` or `tokenizer_vocab_size`: this one has both.")
-        if self.backbone is not None and self.tokenizer_vocab_size is not None:
-            raise ValueError("`tokenizer_vocab_size` trains a tokenizer that `backbone` does not know: leave it out.")
-        if self.backbone is None and self.tokenizer is None and self.tokenizer_vocab_size is None:
+        if self.backbone_config is None and self.tokenizer_vocab_size is not None:
+            raise ValueError(
+                f"`tokenizer_vocab_size` trains a tokenizer that `{begins[0]}` does not know: leave it out."
+            )
+        if self.backbone_config is not None and self.tokenizer is None and self.tokenizer_vocab_size is None:
             raise ValueError("a model from scratch needs a `tokenizer`, or `tokenizer_vocab_size` to train one.")
 
 
@@ -180,6 +193,10 @@ def load_recipe(
         raise ValueError(f"{file}: `streaming` tells no number of steps in advance: give `max_steps`.")
     if recipe.training.baseline and recipe.model.stage == "sentence_vae":
         raise ValueError(f"{file}: `baseline` is of the stage `sllm`: a backbone reconstructs nothing.")
+    if recipe.training.baseline and recipe.model.sllm is not None:
+        raise ValueError(
+            f"{file}: `baseline` begins as the SLLM's backbone, and `sllm` is trained already: leave it out."
+        )
     return recipe
 
 

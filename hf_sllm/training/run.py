@@ -25,7 +25,7 @@ from hf_sllm.data import BlockCollator, cut_documents, load_documents, make_bloc
 from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
-from .adapters import add_lora, freeze, store_in_bfloat16
+from .adapters import add_lora, freeze, is_adapted, open_sllm, save_base, store_in_bfloat16
 from .curves import write_curves
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments
 from .results import Result, print_results, write_results
@@ -107,8 +107,9 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     floor = entropy_floor(valid) if arguments.stage == "sllm" else None
     if floor is not None:
         results.append(Result("floor", floor))
-    if arguments.backbone is not None and arguments.stage == "sllm":
-        results.append(result("backbone before", make_backbone(arguments, tokenizer), {"tokens_seen": 0}))
+    if arguments.stage == "sllm" and arguments.backbone_config is None:
+        name, make = ("backbone before", make_backbone) if arguments.sllm is None else ("SLLM before", make_model)
+        results.append(result(name, make(arguments, tokenizer), {"tokens_seen": 0}))
     for name, folder in folders.items():
         progress.print(f"training: {name}")
         summary = train_model(make_models[name], arguments, tokenizer, blocks, training, folder, resume, measure)
@@ -129,7 +130,7 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the recipe names, or one trained on the documents, or to `reuse` the one trained before."""
     if arguments.tokenizer_vocab_size is None:
-        return AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.backbone)
+        return AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.backbone or arguments.sllm)
     if not (reuse and (output_dir / "tokenizer.json").exists()):
         texts = (row["text"] for row in documents)
         train_tokenizer(texts, arguments.tokenizer_vocab_size).save_pretrained(output_dir)
@@ -154,6 +155,8 @@ def make_backbone(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase)
 
 def make_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The SLLM, or in its stage the sentence VAE, as it is before training."""
+    if arguments.sllm is not None:
+        return open_sllm(arguments.sllm, arguments.sllm_config or {})
     kind = SllmForCausalLM if arguments.stage == "sllm" else SentenceVaeModel
     fields = dict(arguments.sllm_config or {})
     if arguments.sentence_vae is not None:
@@ -192,6 +195,9 @@ def train_model(
     if arguments.lora is not None:
         with training.main_process_first(local=training.save_on_each_node, desc="saving the base"):
             model = add_lora(model, arguments.lora, output_dir)
+    elif is_adapted(model):
+        with training.main_process_first(local=training.save_on_each_node, desc="saving the base"):
+            save_base(model.get_base_model(), output_dir)
     if arguments.freeze is not None and model.config.model_type in ("sllm", "sentence_vae"):
         freeze(model, arguments.freeze)
     trainer = SllmTrainer(
@@ -213,7 +219,7 @@ def train_model(
         "seed": training.seed,
     }
     if trainer.is_world_process_zero():
-        if arguments.lora is not None and training.bf16:
+        if is_adapted(model) and training.bf16:
             store_in_bfloat16(output_dir)
         summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()  # what is saved is there when any process reads it back

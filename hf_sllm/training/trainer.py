@@ -22,6 +22,7 @@ NEW_PARTS = {
     "latent_output",
     "latent_prefix",
     "latent_queries",
+    "next_latent_head",
     "sentence_start",
     "shortlist_head",
     "start_latents",

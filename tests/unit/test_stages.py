@@ -95,6 +95,31 @@ def test_what_is_frozen_stays_as_it_is_and_a_name_that_is_nowhere_is_refused(run
         run("refused", freeze=["backbone"])
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_trained_sllm_gets_a_head_for_shortlists_and_is_else_what_it_was(run, tmp_path, adapted):
+    from models import tiny_backbone
+
+    tokenizer = "hf_sllm/checkpoints/sllm-stories"
+    tiny_backbone(vocab_size=2048).save_pretrained(tmp_path / "backbone")
+    named = {"backbone_config": None, "tokenizer_vocab_size": None, "learning_rate": 1e-2,
+             "encoder_layers": None, "decoder_layers": None}  # fmt: skip
+    kind = {"lora": {"r": 2}} if adapted else {}
+    _, first = run("first", backbone=str(tmp_path / "backbone"), tokenizer=tokenizer, **kind, **named)
+    results, second = run(
+        "second", sllm=str(first), freeze=["model"], sllm_config={"bag_of_words_weight": 1.0}, **named
+    )
+    assert [result.name for result in results] == ["SLLM before", "SLLM"]
+    assert results[0].bits_per_byte == pytest.approx(results[1].bits_per_byte, rel=1e-6)
+    file = "adapter_model.safetensors" if adapted else "model.safetensors"
+    before, after = load_file(first / file), load_file(second / file)
+    assert {name.split(".")[-2] for name in after.keys() - before.keys()} == {"shortlist_head"}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    head = AutoModelForCausalLM.from_pretrained(second).shortlist_head
+    weight = dict(head.named_parameters())["modules_to_save.default.weight" if adapted else "weight"]
+    assert not torch.equal(weight, torch.eye(len(weight)))
+    assert torch.equal(weight, next(value for name, value in after.items() if name.endswith("shortlist_head.weight")))
+
+
 def test_streamed_documents_are_trained_on(run):
     (streamed,), _ = run("streamed", streaming=True, tokenizer="hf_sllm/checkpoints/sllm-stories",
                          tokenizer_vocab_size=None)  # fmt: skip
