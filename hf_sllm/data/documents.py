@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .sources import Source, find_source, open_source, unreadable
+from .sources import Source, check_surrogates, find_source, open_source, unreadable
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -188,6 +188,7 @@ def _documents(
 def _rows(stream: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
     """The rows of a stream; whatever its reader raises, as an error that names the place."""
     try:
+        check_surrogates(place)
         # `iter`, unlike a loop over the stream, does not divide it among workers a second time.
         for batch in stream.iter(ROWS_AT_A_TIME):
             for values in zip(*batch.values(), strict=True):

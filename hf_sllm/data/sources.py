@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import glob
+import gzip
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 # How `datasets` calls the reader of each kind of file; a trailing .gz makes no difference to it.
 READERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+
+# An escape in JSON; as group 1, half of a surrogate pair that the other half does not follow or precede.
+ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
 
 
 class Source(NamedTuple):
@@ -70,11 +75,39 @@ def open_source(source: Source, streaming: bool) -> Any:
     from datasets import load_dataset
 
     try:
+        if not streaming:  # of a stream, each file when its turn comes
+            for file in source.files:
+                check_surrogates(file)
         return load_dataset(**source.arguments, streaming=streaming)
     except StopIteration:  # what the JSON reader makes of empty files
         return None
     except Exception as error:
         raise unreadable(source.name, error) from error
+
+
+def check_surrogates(place: str) -> None:
+    """Refuses a local file of JSON that holds half of a surrogate pair, which is no character.
+
+    In lines of JSON its reader refuses that. Lists, and whatever else is not in lines, `datasets` reads in a way that
+    drops it without a word.
+
+    Raises:
+        UnicodeError: Names the file and the escape.
+    """
+    path = Path(place)
+    if READERS.get(_suffix(path)) != "json" or not path.is_file():
+        return
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        lines = [file.readline(), file.readline()]
+        if all(line.startswith(b"{") for line in lines):
+            return
+        content = b"".join([*lines, file.read()])
+    lone = next((match[1] for match in ESCAPES.finditer(content) if match[1]), None)
+    if lone is not None:
+        raise UnicodeError(
+            f"{path.name} has a lone surrogate, \\{lone.decode(errors='replace')}: that is no character. Replace it, "
+            "or leave the document out."
+        )
 
 
 def unreadable(place: str, error: Exception) -> ValueError:

@@ -1,6 +1,7 @@
 """TRL's SFTTrainer trains an SLLM as it does any causal language model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,12 @@ ROWS = {
 }
 
 
-def sft_trainer(model: PreTrainedModel, kind: str, folder: Path, peft_config: LoraConfig | None = None) -> SFTTrainer:
+def sft_trainer(
+    model: PreTrainedModel, kind: str, folder: Path, peft_config: LoraConfig | None = None, **options: Any
+) -> SFTTrainer:
     arguments = SFTConfig(
         folder, max_steps=8, per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1, use_cpu=True,
-        bf16=False, report_to="none", disable_tqdm=True, save_strategy="no",
+        bf16=False, report_to="none", disable_tqdm=True, save_strategy="no", **options,
     )  # fmt: skip
     rows = Dataset.from_list(ROWS[kind])
     return SFTTrainer(model, arguments, train_dataset=rows, processing_class=word_tokenizer(), peft_config=peft_config)
@@ -64,3 +67,10 @@ def test_its_loss_is_the_next_sentence_term_over_the_completions_alone(options, 
     losses = model(**batch).losses
     torch.testing.assert_close(found, losses["next_sentence"])
     assert losses.keys() == {"next_sentence", *({"reconstruction", "stop"} if options else ())}
+
+
+@pytest.mark.parametrize("options", [{"packing": True, "max_length": 32}, {"padding_free": True, "max_length": None}])
+def test_texts_packed_in_one_row_are_refused_with_the_remedy(options, tmp_path):
+    """An SLLM would read them as one text."""
+    with pytest.raises(ValueError, match="`cu_seq_lens_q` was given: .*in TRL `packing=False` and `padding_free="):
+        sft_trainer(tiny_sllm(), "text", tmp_path, **options).train()

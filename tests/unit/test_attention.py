@@ -1,5 +1,7 @@
 """Attention: each part's implementation is set as for any model, and the flash arguments say what the masks say."""
 
+from collections import Counter
+
 import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
@@ -65,6 +67,36 @@ def test_padded_rows_hold_each_position_once_in_order_and_cut_no_piece(share):
     assert len(rows) < len(lengths) if share else len(rows) == len(lengths)
     if share:
         assert (rows >= 0).float().mean() > 0.75
+
+
+ALL_LOSSES = {
+    **{f"{name}_weight": 0.5 for name in ("reconstruction", "bag_of_words", "next_latent", "kl")},
+    "stop_head": True,
+}
+
+
+@pytest.mark.parametrize("skip_logits", [True, False])
+@pytest.mark.parametrize("options", [{}, {"preset": "paper", "decoder_layers": 1}])
+def test_every_module_is_called_as_often_with_closed_sentences_as_without(options, skip_logits):
+    """Also where the auxiliary losses call the decoder and the LM head again; and each call has its backward pass."""
+    model, calls = tiny_sllm(**options, **ALL_LOSSES).train(), Counter()
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_full_backward_pre_hook(lambda *_, name=name: calls.update([f"{name}, backward"]))
+    found = []
+    for token_ids in ([20, 5, 20, 20, 5, *[20] * 9, 5], [20, 21]):
+        calls.clear()
+        ids = torch.tensor([token_ids])
+        output = model(ids, labels=ids, skip_logits=skip_logits)
+        assert output.losses.keys() >= {"reconstruction", "bag_of_words", "next_latent", "kl", "stop"}
+        assert output.losses["reconstruction"].isfinite()
+        output.loss.backward()
+        found.append(dict(calls))
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        model.zero_grad()
+    assert found[0] == found[1]
+    assert found[0]["model.sentence_decoder"] == 2 and found[0]["model.sentence_encoder"] == 1
 
 
 @pytest.mark.parametrize("option", ["default", "sentence_alone", "paper"])

@@ -45,6 +45,14 @@ CASES = {
         lambda model, _: model(IDS, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5] * 2] * 2)),
         "`position_ids`",
     ),
+    "texts packed in one row, by their bounds": (
+        lambda model, _: model(IDS, cu_seq_lens_q=torch.tensor([0, 6, 12])),
+        "`cu_seq_lens_q` was given: several texts in one row",
+    ),
+    "the same, without the LM head": (
+        lambda model, _: model.model(IDS, seq_idx=torch.tensor([[0] * 6 + [1] * 6] * 2)),
+        "`seq_idx` was given: several texts in one row",
+    ),
     "another model's cache": (
         lambda model, _: model(IDS, past_key_values=DynamicCache(), use_cache=True),
         "is a DynamicCache",

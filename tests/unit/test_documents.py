@@ -176,6 +176,41 @@ def test_what_is_no_unicode_is_refused_with_the_file(folder, text, streaming):
 
 
 @STREAMING
+@pytest.mark.parametrize("kind", ["json", "json.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        r'[{"text": "Good."}, {"text": "a \ud800 b"}]',
+        r'["Good.", "a \uDC00\ud800 b"]',
+        '{\n"text": ["\\ud83d\\ud83d", "c"]\n}\n',
+        '{"text": "Good."}\n{"text": "a \\ud800 b"}\n',
+    ],
+    ids=["list", "list of texts", "columns", "lines"],
+)
+def test_a_lone_surrogate_is_refused_however_the_json_is_laid_out(folder, content, kind, streaming):
+    file = folder / f"texts.{kind}"
+    file.write_bytes(gzip.compress(content.encode()) if kind.endswith("gz") else content.encode())
+    with pytest.raises(ValueError, match=f"texts.{kind} cannot be read as a dataset.* surrogate"):
+        texts_of(file, streaming=streaming)
+
+
+@STREAMING
+def test_a_whole_surrogate_pair_is_the_character_and_an_escaped_backslash_begins_none(folder, streaming):
+    file = folder / "texts.json"
+    file.write_text(r'[{"text": "\ud83d\ude00 \\ud800"}]')
+    assert texts_of(file, streaming=streaming) == ["😀 \\ud800"]
+
+
+def test_a_stream_comes_to_a_lone_surrogate_when_its_turn_comes(folder):
+    good, bad = write(folder / "a.jsonl", ["A."]), folder / "b.json"
+    bad.write_text(r'["\ud800"]')
+    documents = iter(load_documents([good, bad], streaming=True))
+    assert next(documents) == {"text": "A."}
+    with pytest.raises(ValueError, match=r"b.json has a lone surrogate, \\ud800: that is no character"):
+        next(documents)
+
+
+@STREAMING
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 def test_odd_characters_and_long_lines_are_kept(folder, kind, streaming):
     texts = ["a\0b.", "猫。قطة؟ 🐈‍⬛", "word " * 200_000 + "."]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pytest
 import torch
@@ -18,6 +19,17 @@ from hf_sllm.evaluation.report import MEASURES, evaluate
 from hf_sllm.evaluation.tables import print_evaluation
 
 TEXTS = ["The owl said no. The dog saw it. Yes. It was late.", "The owl saw the dog. No. The dog ran. It was."]
+ODD_TEXTS = {
+    "several kinds": [
+        "猫坐在垫子上。狗呢？我不知道！",
+        "القطة على السجادة. أين الكلب؟",
+        "🐈‍⬛ and 👩‍👩‍👧‍👦! 🇫🇷.",
+        "def f(x):\n\treturn x['a.b'] if x else {}  # done.\n",
+        "a\0b\0\0. \0",
+        "one line and no end " * 60,
+    ],
+    "one character": ["."],
+}
 DOCUMENTS = Dataset.from_dict({"text": TEXTS, "bits": [8.0 * len(text) for text in TEXTS]})
 
 
@@ -35,7 +47,12 @@ def names(tmp_path_factory):
     backbone.save_pretrained(folder / "backbone")
     for name, weight in (("sllm", 0.0), ("listing", 1.0)):
         SllmForCausalLM.from_backbone(
-            backbone, tokenizer, encoder_layers=1, decoder_layers=1, bag_of_words_weight=weight
+            backbone,
+            tokenizer,
+            encoder_layers=1,
+            decoder_layers=1,
+            bag_of_words_weight=weight,
+            next_latent_weight=weight,
         ).save_pretrained(folder / name)
     for name in ("backbone", "sllm", "listing"):
         tokenizer.save_pretrained(folder / name)
@@ -53,7 +70,7 @@ def everything(names):
 
 def test_both_sides_are_measured_by_all_that_fits_and_on_the_same(everything, names):
     for side in everything.sides:
-        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - {"reconstruction", "shortlist"}
+        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - set(report.LOSS_OF)
         assert side.failures.keys() <= {"needle", "context"}  # so short a text has no fillers
     first, second = (side.figures["likelihood"] for side in everything.sides)
     assert first.total.tokens == second.total.tokens and first.stopping.closes == second.stopping.closes
@@ -101,12 +118,31 @@ def test_a_measure_that_cannot_be_taken_says_why_and_the_others_go_on(names):
     assert "reconstruction_weight" in found.sides[0].failures["reconstruction"]
 
 
-def test_a_model_that_learned_shortlists_is_measured_by_them_too(names):
+@pytest.mark.parametrize("texts", ODD_TEXTS.values(), ids=ODD_TEXTS)
+def test_every_measure_of_odd_documents_is_a_figure_or_a_reason(texts, names, tmp_path):
+    documents = Dataset.from_dict({"text": texts})
+    found = evaluate(names[0][: -len("sllm")] + "listing", documents, ["odd.jsonl"], progress=False)
+    (side,) = found.sides
+    assert side.figures.keys() | side.failures.keys() >= {"context", "needle", "writing", "brier", "shortlist"}
+    total = side.figures["likelihood"].total
+    assert total.bytes == found.bytes == len("".join(texts).encode()) and 0 < total.bits < float("inf")
+    assert all(side.failures.values()), "a reason is empty"
+    found.save(tmp_path / "evaluation.json")
+    print_evaluation(found, Console(file=io.StringIO()))
+
+
+def test_a_model_that_learned_shortlists_and_to_look_ahead_is_measured_by_them_too(names):
     found = evaluate(names[0][: -len("sllm")] + "listing", DOCUMENTS, ["texts.jsonl"], progress=False)
     assert 0 < found.sides[0].figures["shortlist"].coverage[0] <= 1
+    cost = found.sides[0].figures["parallel"]
+    # The sentences after the third: of the first text one, of the second one, and their ends.
+    assert (cost.sentences, cost.bytes) == (4, len(" It was late.") + len(" It was."))
+    bits = cost.tokens / cost.bytes / math.log(2)
+    assert cost.bits_per_byte == pytest.approx([nats * bits for nats in cost.nats])
     console = Console(record=True, width=160, file=io.StringIO())
     print_evaluation(found, console)
-    assert "tokens on lists of 128" in console.export_text()
+    text = console.export_text()
+    assert "tokens on lists of 128" in text and "bits per byte, 3 sentences ahead" in text
 
 
 def test_nothing_to_measure_and_unknown_measures_are_refused(names):
