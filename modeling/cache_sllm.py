@@ -42,13 +42,14 @@ class SllmCache(Cache):
     slots: Stream  # of (batch, entries of the decoder's cache); index -1 is a hole
     open_latents: torch.Tensor  # (batch, num_latents, width) what the open sentence cross-attends to
     last_state: torch.Tensor  # (batch, width) from which the next token is predicted
+    sentence_state: torch.Tensor  # (batch, width) of the backbone, from which the open sentence is predicted
     slots_wanted: int  # the decoder's cache is trimmed when it has twice as many slots
 
     def _forget(self) -> None:
         self.token_ids = self.token_mask = self.token_closes = None
         self.open_ids = self.open_length = None
         self.num_tokens = self.num_sentences = None
-        self.entry_sentence = self.slots = self.open_latents = self.last_state = None
+        self.entry_sentence = self.slots = self.open_latents = self.last_state = self.sentence_state = None
         self.slots_wanted = 0
 
     @property
@@ -78,6 +79,30 @@ class SllmCache(Cache):
             sentence if self.entry_sentence is None else torch.cat([self.entry_sentence, sentence], 1)
         )
         return self.entry_sentence >= 0
+
+    def keep_sentence_state(self, states: torch.Tensor, sentence: torch.Tensor) -> None:
+        """Takes in the backbone's states of these entries, `(batch, new, width)`: each row's last one."""
+        is_new = sentence >= 0
+        newest = states[torch.arange(len(states), device=states.device), is_new.long().cumsum(1).argmax(1)]
+        if self.sentence_state is not None:
+            newest = torch.where(is_new.any(1, keepdim=True), newest, self.sentence_state)
+        self.sentence_state = newest
+
+    def drop_sentences(self, count: int) -> None:
+        """Forgets the last `count` entries of the backbone's cache, which stood for sentences that did not come yet.
+
+        Raises:
+            ValueError: If the backbone's cache cannot be cut back.
+        """
+        if count == 0:
+            return
+        if not self.language_model.is_croppable:
+            raise ValueError(
+                f"the backbone's cache, a {type(self.language_model).__name__}, cannot be cut back, as "
+                "`sentences_at_once` needs it to be: leave that or `cache_implementation` out."
+            )
+        self.language_model.crop(-count)
+        self.entry_sentence = self.entry_sentence[:, :-count]
 
     def stream_rows(self, stream: Stream) -> torch.Tensor:
         """`(batch, most new positions of a row)` indices into a stream, -1 where a row has fewer."""
@@ -158,7 +183,7 @@ class SllmCache(Cache):
     def _count(self) -> None:
         self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
 
-    def _first_needed(self) -> torch.Tensor:
+    def first_needed(self) -> torch.Tensor:
         """`(batch,)` index of the first position of the stream that the next one may see."""
         sentence = self.num_positions - self.open_length - self.config.prefix_length
         return torch.minimum(sentence, self.num_positions - self.config.decoder_context_length).clamp(min=0)
@@ -167,7 +192,8 @@ class SllmCache(Cache):
         """Drops decoder slots that no row needs, but for some that `crop` may want back."""
         if self.slots.index.shape[1] < 2 * max(self.slots_wanted, self.config.max_sentence_length):
             return
-        needed = self.slots.index >= self._first_needed()[:, None] - self.config.max_sentence_length
+        slack = self.config.max_sentence_length + self.config.prefix_length  # a draft, and where its sentence begins
+        needed = self.slots.index >= self.first_needed()[:, None] - slack
         self._keep_slots(needed & (self.slots.index >= 0))
         self.slots_wanted = self.slots.index.shape[1]
 
@@ -227,6 +253,8 @@ class SllmCache(Cache):
             self.reset()
             return
         crosses_sentence = bool(self.token_closes[:, length:].any())
+        if crosses_sentence:
+            self.sentence_state = None
         self.token_ids = self.token_ids[:, :length]
         self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
         self._set_open(self.token_ids, self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1))
@@ -242,7 +270,7 @@ class SllmCache(Cache):
             self.entry_sentence = self.entry_sentence[:, :-holes]
 
         self._keep_slots((self.slots.index >= 0) & (self.slots.index < self.num_positions[:, None]))
-        first = self._first_needed()
+        first = self.first_needed()
         present = (self.slots.index >= first[:, None]).sum(1)
         lost_latents = crosses_sentence and self.open_latents is not None
         lost_slots = bool((present < self.num_positions - first).any())

@@ -21,6 +21,9 @@ class SllmConfig(SentenceVaeConfig):
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
         bag_of_words_weight (`float`): Weight in training of telling, as a sentence begins, which tokens it will hold.
             Above 0 the model has a shortlist head, which `generate(shortlist_size=…)` needs.
+        next_latent_weight (`float`): Weight in training of telling what the backbone will read of the next sentence.
+            Above 0 the model has a head for it, which `generate(sentences_at_once=…)` needs. Nothing but that head
+            learns from it.
     """
 
     model_type = "sllm"
@@ -42,6 +45,7 @@ class SllmConfig(SentenceVaeConfig):
     decoder_context_length: int = interval(min=0)(default=64)
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
     bag_of_words_weight: float = interval(min=0.0)(default=0.0)
+    next_latent_weight: float = interval(min=0.0)(default=0.0)
 
     @property
     def token_config(self) -> PreTrainedConfig:

@@ -14,6 +14,7 @@ from transformers import GenerationMixin
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache_sllm import SllmCache
+from .parallel_sllm import write_in_parallel
 from .shortlist_sllm import ShortlistedHead
 
 
@@ -27,9 +28,10 @@ class SllmGenerationMixin(GenerationMixin):
         *args,
         max_sentences: float | None = None,
         shortlist_size: int | None = None,
+        sentences_at_once: int | None = None,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, with two options more.
+        """As `GenerationMixin.generate`, with three options more.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
@@ -37,10 +39,13 @@ class SllmGenerationMixin(GenerationMixin):
                 and sampling. Where nothing else bounds the length, so many of the longest sentences do.
             shortlist_size: Choose each sentence's tokens among so many, which its beginning makes likely: faster, and
                 rarely another text. It needs `max_sentences`, and a model trained with a `bag_of_words_weight`.
+            sentences_at_once: Write so many sentences side by side, from latents that are predicted that far ahead:
+                faster, and another text, see `write_in_parallel`. For a single row. It needs `max_sentences`, and a
+                model trained with a `next_latent_weight`.
 
         Raises:
             ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache; or if
-                `shortlist_size` comes without what it needs.
+                `shortlist_size` or `sentences_at_once` comes without what it needs.
         """
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError(
@@ -57,6 +62,17 @@ class SllmGenerationMixin(GenerationMixin):
                     f"`shortlist_size` is {shortlist_size}, and `bag_of_words_weight` of this model 0: it has not "
                     "learned which tokens a sentence holds. Train it with a weight above 0."
                 )
+        if sentences_at_once is not None:
+            if max_sentences is None or sentences_at_once < 1:
+                raise ValueError(
+                    f"`sentences_at_once` is {sentences_at_once}: it must be at least 1, and needs `max_sentences` "
+                    "(`math.inf` for no limit)."
+                )
+            if self.config.next_latent_weight == 0:
+                raise ValueError(
+                    f"`sentences_at_once` is {sentences_at_once}, and `next_latent_weight` of this model 0: it has "
+                    "not learned to look further than one sentence ahead. Train it with a weight above 0."
+                )
         if max_sentences is not None:
             if max_sentences < 1:
                 raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
@@ -64,6 +80,7 @@ class SllmGenerationMixin(GenerationMixin):
             kwargs = generation_config.update(**kwargs)
             generation_config.max_sentences = max_sentences
             generation_config.shortlist_size = shortlist_size
+            generation_config.sentences_at_once = sentences_at_once
             bounds = (generation_config.max_length, generation_config.max_new_tokens)
             if bounds == (None, None) and max_sentences < math.inf:
                 generation_config.max_new_tokens = int(max_sentences) * self.config.max_sentence_length
@@ -100,6 +117,9 @@ class SllmGenerationMixin(GenerationMixin):
         **model_kwargs,
     ):
         max_sentences = getattr(generation_config, "max_sentences", None)
+        if generation_config.is_assistant and not synced_gpus:
+            # A draft ends with its sentence: another would take a step of the backbone, perhaps for nothing.
+            max_sentences = 1
         if max_sentences is None:
             return super()._sample(
                 input_ids,
@@ -119,6 +139,11 @@ class SllmGenerationMixin(GenerationMixin):
                 "`synced_gpus` is on: the sentence loop cannot wait for other processes. Leave `max_sentences` out."
             )
 
+        if (getattr(generation_config, "sentences_at_once", None) or 1) > 1 and not generation_config.is_assistant:
+            return write_in_parallel(
+                self, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+            )
+
         batch_size, prompt_length = input_ids.shape
         device = input_ids.device
         pad_token_id = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
@@ -132,7 +157,7 @@ class SllmGenerationMixin(GenerationMixin):
         scores: list[torch.Tensor] = []
         raw_logits: list[torch.Tensor] = []
 
-        outputs = self._prefill(input_ids, generation_config, model_kwargs)
+        outputs = self._prefill(input_ids, generation_config, model_kwargs, not generation_config.is_assistant)
         cache = outputs.past_key_values
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
@@ -153,7 +178,8 @@ class SllmGenerationMixin(GenerationMixin):
             written.append(writing, tokens)
             last = written.last_tokens()
 
-            stop = written.by_length(writing, lambda ids: stopping_criteria(ids, None), finished)
+            newest = (processed,) if keep_scores else None  # of those kept, the last is what criteria look at
+            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), finished)
             closed = writing & self.model.segmenter.closes(last, cache.open_length)
             sentences += closed
             finished |= (writing & stop) | (closed & (sentences >= max_sentences))

@@ -46,7 +46,7 @@ class FromBackboneMixin:
         kwargs = {"config": made.config, "state_dict": made.state_dict(), **kwargs}
         kwargs.pop("adapter_kwargs", None)
         model = super().from_pretrained(None, *model_args, **kwargs)  # type: ignore[misc]
-        model.load_adapter(pretrained_model_name_or_path, adapter_kwargs=adapter_kwargs)
+        model.load_adapter(adapter, adapter_kwargs=adapter_kwargs)  # a checkpoint's lies below the config
         return model.eval()
 
     @classmethod

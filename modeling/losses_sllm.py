@@ -8,9 +8,29 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_sentence_vae import SentenceVaeConfig
+from .segmentation_sllm import SentenceLayout
 
 # Logits that exist at once where a loss is computed in chunks: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
+
+
+def aligned_targets(
+    layout: SentenceLayout, labels: torch.Tensor | None, shift_labels: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels `(N,)` of the tokens themselves and of the token after each, whatever padding lies between.
+
+    Args:
+        labels: `(batch, length)`, as the ids; not read where there are `shift_labels`.
+        shift_labels: `(batch, length)`, of the token after each.
+    """
+    given = (labels if shift_labels is None else shift_labels).flatten()[layout.token_index]
+    follows = layout.token_row[1:] == layout.token_row[:-1]
+    other = torch.full_like(given, -100)
+    if shift_labels is not None:
+        other[1:] = torch.where(follows, given[:-1], -100)
+        return other, given
+    other[:-1] = torch.where(follows, given[1:], -100)
+    return given, other
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float = 0.0) -> torch.Tensor:
@@ -124,4 +144,4 @@ def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
 
 
-__all__ = ["chunked_loss", "chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]
+__all__ = ["aligned_targets", "chunked_loss", "chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]

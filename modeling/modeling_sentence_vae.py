@@ -214,8 +214,11 @@ class SentenceDecoder(nn.Module):
     def extend(self, token_embeds: torch.Tensor, query: Stream, cache: Any) -> torch.Tensor:
         """States `(batch, Q, token_width)` of tokens `(batch, Q, token_width)` that continue the open sentences; all
         of the stream's tensors are `(batch, Q)`."""
-        inputs_embeds = self.embed_projection(token_embeds)
-        states = self.run_cached(inputs_embeds, query, self.config.decoder_context_length, cache).last_hidden_state
+        inputs_embeds, kwargs = self.embed_projection(token_embeds), {}
+        if self.config.conditioning == "cross_attention":
+            kwargs["encoder_hidden_states"] = cache.open_latents
+        outputs = self.run_cached(inputs_embeds, query, self.config.decoder_context_length, cache, **kwargs)
+        states = outputs.last_hidden_state
         return self.output_projection(states.to(inputs_embeds.dtype))
 
     def run_cached(
@@ -231,7 +234,7 @@ class SentenceDecoder(nn.Module):
         with mask_attention(self.model):
             key = cache.append_slots(query)
             past_key_values = cache.decoder
-            if memory is not None:
+            if self.config.conditioning == "cross_attention":
                 past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
             return self.model(
                 inputs_embeds=inputs_embeds,
@@ -382,6 +385,7 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         if "next_sentence" in losses:
             weights["reconstruction"] = self.config.reconstruction_weight
             weights["bag_of_words"] = self.config.bag_of_words_weight
+            weights["next_latent"] = self.config.next_latent_weight
         return torch.stack([weights.get(name, 1.0) * term for name, term in losses.items()]).sum()
 
     def tie_head(self, table: nn.Module, names: str) -> None:
@@ -557,6 +561,30 @@ def reconstruction_states(
     )
     states = decoder(latents, token_embeds, positions, context_length=window, hidden_states=hidden_states)
     return states, positions
+
+
+def closed_reconstruction(
+    decoder: SentenceDecoder,
+    layout: SentenceLayout,
+    token_embeds: torch.Tensor,
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states from which the tokens of closed sentences are reconstructed, `(T, width)`, and their targets `(T,)`.
+
+    Args:
+        token_embeds: `(N, width)`.
+        latents: `(C, num_latents, latent_size)` of the C closed sentences.
+        targets: `(N,)`, -100 for none.
+    """
+    closed, kept = layout.sentence_closed, layout.closed_sentences()
+    if not closed.any():
+        # Where weights are sharded, every process has to call every part: here on sentences that do not count.
+        closed, kept, targets = ~closed, layout, torch.full_like(targets, -100)
+        latents = latents.new_zeros(len(closed), *latents.shape[1:])
+    tokens = closed[layout.token_sentence]
+    states, positions = reconstruction_states(decoder, kept, token_embeds[tokens], latents, context_length=0)
+    return states[positions.token_slot - 1], targets[tokens]
 
 
 def scatter_tokens(values: torch.Tensor, layout: SentenceLayout, shape: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,9 @@ start, z_1 … z_{j-1} ──► backbone ──► predicted latents of sentenc
 predicted latents, tokens of j ──► SentenceDecoder ──► states, one for each token
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,27 +20,31 @@ from .cache_sllm import SllmCache
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .initialization_sllm import FromBackboneMixin
-from .losses_sllm import kl_divergence, stop_loss
+from .losses_sllm import aligned_targets, kl_divergence, stop_loss
 from .modeling_sentence_vae import (
     SentenceDecoder,
     SentenceEncoder,
     SentenceVaePreTrainedModel,
     adjust_logits,
     all_rows,
-    reconstruction_states,
+    closed_reconstruction,
     sample_latents,
     scatter_tokens,
     unit_linear,
 )
-from .packing_sllm import DecoderPositions, Stream, decoder_positions, decoder_tail
+from .packing_sllm import Stream, decoder_positions, decoder_tail, embed_tokens, encode_in_parts, output_slots
+from .parallel_sllm import NextLatentHead, next_latent_loss
 from .segmentation_sllm import SentenceLayout, SentenceSegmenter
 from .shortlist_sllm import bag_of_words_loss
 from .validation_sllm import (
+    check_cache,
     check_inputs,
+    check_labels,
     check_length,
     check_mask,
     check_positions,
     check_skip_logits,
+    check_unknown,
     warn_of_attentions,
 )
 
@@ -57,7 +63,9 @@ class SllmModelOutput(BaseModelOutputWithPast):
             `None` where one token more closes none.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
         layout: The sentences.
-        token_embeds: `(N, width)`.
+        token_embeds: `(N, width)` of the tokens that the decoder reads.
+        next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
+            for them, `(C, width)`; only of texts from their beginning, and with a `next_latent_weight`.
     """
 
     token_states: torch.Tensor | None = None
@@ -65,6 +73,7 @@ class SllmModelOutput(BaseModelOutputWithPast):
     latent_statistics: tuple[torch.Tensor, torch.Tensor] | None = None
     layout: SentenceLayout | None = None
     token_embeds: torch.Tensor | None = None
+    next_latents: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 @dataclass
@@ -93,6 +102,8 @@ class SllmPreTrainedModel(SentenceVaePreTrainedModel):
         super()._init_weights(module)
         if getattr(self, "shortlist_head", None) is module:  # what comes first is a good guess at what comes
             init.eye_(module.weight)
+        if isinstance(module, NextLatentHead):
+            init.zeros_(module[-1].weight)
         if isinstance(module, SllmModel):
             unit_linear(module.latent_output)
             unit_linear(module.latent_input, getattr(self.config.text_config, "initializer_range", 0.02))
@@ -164,31 +175,54 @@ class SllmModel(SllmPreTrainedModel):
             `(batch, sentences + begins, num_latents, latent_size)`: position j is the prediction of sentence j if the
             texts begin here, else of the sentence after the j-th given.
         """
-        batch_size = len(latents)
-        if sentence_mask is None:
-            sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        states = latents.flatten(2)
-        if begins:
-            start = all_rows(self.start_latents, states.device).to(states)[None].expand(batch_size, -1, -1)
-            states = torch.cat([start, states], 1)
-            sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
-        position_ids = sentence_mask.long().cumsum(1) - 1
-        attention_mask = sentence_mask
-        if cache is not None:
-            if not begins:
-                position_ids = position_ids + cache.num_sentences[:, None] + 1
-            attention_mask = cache.append_sentences(position_ids.masked_fill(~sentence_mask, -1))
+        states = self._run_backbone(latents, sentence_mask, cache, begins)[1]
+        return self.latents_from(states)
+
+    def latents_from(self, states: torch.Tensor) -> torch.Tensor:
+        """The latents `(…, num_latents, latent_size)` that the backbone's states `(…, width)` predict."""
+        predicted = self.latent_output(states.to(self.latent_output.weight.dtype))
+        return predicted.unflatten(-1, (self.config.num_latents, self.config.latent_size))
+
+    def read_sentences(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, cache: SllmCache | None = None
+    ) -> torch.Tensor:
+        """The backbone's states `(batch, sentences, width)`.
+
+        Args:
+            inputs_embeds: `(batch, sentences, width)`, what `latent_input` makes of each sentence's latents.
+            position_ids: `(batch, sentences)`, 0 for the start, j for sentence j, -1 where a row has none.
+            cache: Holds the sentences before; it is updated.
+        """
+        mask = position_ids >= 0 if cache is None else cache.append_sentences(position_ids)
         check_length(position_ids, self.config.text_config, "text_config")
-        embeds = self.latent_input(states.to(self.latent_input.weight.dtype))
-        states = self.language_model(
-            inputs_embeds=embeds.to(self.get_input_embeddings().weight.dtype),
-            attention_mask=attention_mask.long(),
+        return self.language_model(
+            inputs_embeds=inputs_embeds.to(self.get_input_embeddings().weight.dtype),
+            attention_mask=mask.long(),
             position_ids=position_ids.clamp(min=0),
             past_key_values=None if cache is None else cache.language_model,
             use_cache=cache is not None,
         ).last_hidden_state
-        predicted = self.latent_output(states.to(self.latent_output.weight.dtype))
-        return predicted.unflatten(-1, (self.config.num_latents, self.config.latent_size))
+
+    def _run_backbone(
+        self, latents: torch.Tensor, sentence_mask: torch.Tensor | None, cache: SllmCache | None, begins: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the backbone reads of latents, and its states, both `(batch, sentences + begins, width)`."""
+        if sentence_mask is None:
+            sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        latents = latents.flatten(2)
+        if begins:
+            start = all_rows(self.start_latents, latents.device).to(latents)[None].expand(len(latents), -1, -1)
+            latents = torch.cat([start, latents], 1)
+            sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
+        position_ids = sentence_mask.long().cumsum(1) - 1
+        if cache is not None and not begins:
+            position_ids = position_ids + cache.num_sentences[:, None] + 1
+        position_ids = position_ids.masked_fill(~sentence_mask, -1)
+        embeds = self.latent_input(latents.to(self.latent_input.weight.dtype))
+        states = self.read_sentences(embeds, position_ids, cache)
+        if cache is not None:
+            cache.keep_sentence_state(states, position_ids)
+        return embeds, states
 
     def forward(
         self,
@@ -203,6 +237,7 @@ class SllmModel(SllmPreTrainedModel):
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
         states_to_keep: int = 0,
+        **kwargs: torch.Tensor,
     ) -> SllmModelOutput | tuple:
         """
         Args:
@@ -219,6 +254,7 @@ class SllmModel(SllmPreTrainedModel):
             states_to_keep: Return the states of so many last positions only; 0 is all. In a text from its beginning
                 the decoder then reads no more than these depend on, however long the text is.
         """
+        check_unknown(kwargs)
         warn_of_attentions(output_attentions)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
@@ -246,13 +282,13 @@ class SllmModel(SllmPreTrainedModel):
         open_length = None if past is None else cache.open_length
         overlooked = self.config.boundary_dropout if self.training else 0.0
         layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids, overlooked)
-        table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-        embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
-        mean, log_variance = self._encode_closed(embeds, layout, None if past is None else cache)
+        embed = partial(embed_tokens, self.get_input_embeddings(), input_ids, inputs_embeds)
+        in_parts = cache is not None and past is None and not torch.is_grad_enabled()
+        mean, log_variance = self._encode_closed(embed, layout, None if past is None else cache, in_parts)
         latents = sample_latents(self.config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
-        predicted = self._predict_for_layout(latents, layout, cache, begins=past is None)
+        predicted, next_latents = self._predict_for_layout(latents, layout, cache, begins=past is None)
 
-        read, before, embeds_read, tail = layout, past, embeds, None  # what the decoder reads, and what comes before
+        read, before, tail = layout, past, None  # what the decoder reads, and what comes before
         if past is None and kept < length:
             depth = self.sentence_decoder.model.config.num_hidden_layers
             last_rank = mask[:, : mask.shape[1] - kept + 1].sum(1) - 1
@@ -260,7 +296,6 @@ class SllmModel(SllmPreTrainedModel):
                 layout, last_rank, depth, self.config.decoder_context_length, self.config.prefix_length
             )
             read, before = layout.from_sentence(tail.first_sentence), tail.past
-            embeds_read = table.flatten(0, 1)[read.token_index]
             predicted = predicted[tail.begun_sentences(layout)]
         begins = torch.full_like(layout.row_length, past is None, dtype=torch.bool)
         if cache is not None and past is None:
@@ -274,13 +309,14 @@ class SllmModel(SllmPreTrainedModel):
             past=before,
         )
         check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states = self.sentence_decoder(predicted, embeds_read, positions, cache=cache, hidden_states=layers)
+        embeds = embed(read.token_index)
+        states = self.sentence_decoder(predicted, embeds, positions, cache=cache, hidden_states=layers)
         if cache is not None:
             cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
             if tail is not None:
                 cache.drop_slots_before(tail.first_key)
         rank = mask.long().cumsum(1)[:, -kept:] - 1 - (layout.row_length - read.row_length)[:, None]
-        slot = self._output_slots(positions, read, rank, begins=past is None)
+        slot = output_slots(positions, read, rank, self.config.prefix_length, begins=past is None)
         last_hidden_state = states[slot]  # (batch, kept, width)
         if past is not None:
             # Before a row's first new token stands what follows the last one it had.
@@ -299,12 +335,13 @@ class SllmModel(SllmPreTrainedModel):
             latent_statistics=None if log_variance is None else (mean, log_variance),
             layout=layout,
             token_embeds=embeds,
+            next_latents=next_latents,
         )
         return output if return_dict is not False else output.to_tuple()
 
     def _only_continues(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> bool:
         """Whether one token more closes no sentence: the step that nearly all of generation consists of."""
-        if self.training or self.config.conditioning != "prefix":
+        if self.training:
             return False
         return not (self.segmenter.closes(input_ids[:, 0], cache.open_length) & mask[:, 0]).any()
 
@@ -322,20 +359,6 @@ class SllmModel(SllmPreTrainedModel):
         cache.last_state = states[:, -1]
         return states
 
-    def _output_slots(
-        self, positions: DecoderPositions, layout: SentenceLayout, rank: torch.Tensor, begins: bool
-    ) -> torch.Tensor:
-        """Where in the stream what follows the row's token of each rank `(batch, kept)` is predicted. So padding on
-        the right repeats the last token's, and padding on the left, of rank -1, has the first token's."""
-        slot = torch.zeros_like(rank)
-        if begins:
-            first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(rank), device=rank.device))
-            slot = slot + (first_slot + self.config.prefix_length - 1)[:, None]
-        row_start = layout.row_length.cumsum(0) - layout.row_length
-        seen = rank >= 0
-        slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
-        return slot
-
     def _prepare_cache(
         self,
         past_key_values: SllmCache | None,
@@ -345,28 +368,23 @@ class SllmModel(SllmPreTrainedModel):
     ) -> SllmCache | None:
         if past_key_values is None and not use_cache:
             return None
-        # A class loaded with the remote code has another identity, so the name decides.
-        if past_key_values is not None and type(past_key_values).__name__ != "SllmCache":
-            raise ValueError(
-                f"`past_key_values` is a {type(past_key_values).__name__}: this model needs an `SllmCache`, which "
-                "`use_cache=True` makes."
-            )
-        if sentence_ids is not None or inputs_embeds is not None:
-            name = "sentence_ids" if sentence_ids is not None else "inputs_embeds"
-            raise ValueError(f"`{name}` cannot be cached: the cache works from token ids. Pass `use_cache=False`.")
+        check_cache(past_key_values, sentence_ids, inputs_embeds)
         return SllmCache(self.config) if past_key_values is None else past_key_values
 
     def _encode_closed(
-        self, embeds: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None
+        self, embed: Callable, layout: SentenceLayout, cache: SllmCache | None, in_parts: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents of the C sentences that the input closes, with what the cache holds of them."""
         closed = layout.sentence_closed[layout.token_sentence]  # (N,)
         sentence_of_token = layout.sentence_closed.cumsum(0)[layout.token_sentence] - 1
         if cache is None and len(closed) and not closed.any():
             # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
-            mean, log_variance = self.sentence_encoder(embeds[:1], layout.token_sentence[:1])
+            mean, log_variance = self.sentence_encoder(embed(layout.token_index[:1]), layout.token_sentence[:1])
             return mean[:0], None if log_variance is None else log_variance[:0]
-        embeds, sentence = embeds[closed], sentence_of_token[closed]
+        index, sentence = layout.token_index[closed], sentence_of_token[closed]
+        if in_parts and len(index):
+            return encode_in_parts(self.sentence_encoder, embed, index, sentence)
+        embeds = embed(index)
         if cache is not None and cache.open_ids.shape[1]:
             # The first new sentence of a row continues its open one.
             continues = (layout.token_rank == 0) & closed
@@ -385,20 +403,24 @@ class SllmModel(SllmPreTrainedModel):
 
     def _predict_for_layout(
         self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None, begins: bool
-    ) -> torch.Tensor:
-        """Predicted latents `(J, num_latents, latent_size)` of the sentences that begin, row after row."""
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Predicted latents `(J, num_latents, latent_size)` of the sentences that begin, row after row; and the
+        `next_latents` of `SllmModelOutput`."""
         if not begins and not len(latents):
-            return latents
+            return latents, None
         row = layout.sentence_row[layout.sentence_closed]  # (C,)
         count = torch.bincount(row, minlength=len(layout.row_length))
         rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         padded = latents.new_zeros(len(count), int(count.max()), *latents.shape[1:])
         padded = padded.index_put((row, rank), latents)
         sentence_mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
-        predicted = self.predict_next_latents(padded, sentence_mask, cache, begins)
+        embeds, states = self._run_backbone(padded, sentence_mask, cache, begins)
+        next_latents = None
         if begins:
+            if self.config.next_latent_weight > 0:
+                next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
             sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
-        return predicted[sentence_mask]
+        return self.latents_from(states[sentence_mask]), next_latents
 
 
 class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixin):
@@ -415,6 +437,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
         if config.bag_of_words_weight > 0:
             self.shortlist_head = nn.Linear(width, width)
+        if config.next_latent_weight > 0:
+            self.next_latent_head = NextLatentHead(width)
         self.tie_head(self.get_input_embeddings(), "lm_head.weight")
         self.post_init()
 
@@ -497,16 +521,10 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         The rest is as in `SllmModel.forward`.
         """
         shift_labels = kwargs.pop("shift_labels", None)
-        if kwargs:
-            raise TypeError(f"forward() has no argument {', '.join(kwargs)}.")
+        check_unknown(kwargs)
         labels = shift_labels if labels is None else labels
         check_skip_logits(skip_logits, labels)
-        if labels is not None and past_key_values is not None:
-            raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
-        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            raise ValueError(
-                f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0."
-            )
+        check_labels(labels, past_key_values, logits_to_keep)
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -529,7 +547,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
 
         loss, losses = None, None
         if labels is not None:
-            own, following = self._targets(outputs.layout, labels, shift_labels)
+            own, following = aligned_targets(outputs.layout, labels, shift_labels)
             losses = self._losses(outputs, logits, stop_logits, own, following, num_items_in_batch)
             loss = self.weighted_sum(losses)
         output = SllmOutput(
@@ -541,19 +559,6 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             stop_logits=stop_logits,
         )
         return output if return_dict is not False else output.to_tuple()
-
-    def _targets(
-        self, layout: SentenceLayout, labels: torch.Tensor, shift_labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels `(N,)` of the tokens themselves and of the token after each, whatever padding lies between."""
-        given = (labels if shift_labels is None else shift_labels).flatten()[layout.token_index]
-        follows = layout.token_row[1:] == layout.token_row[:-1]
-        other = torch.full_like(given, -100)
-        if shift_labels is not None:
-            other[1:] = torch.where(follows, given[:-1], -100)
-            return other, given
-        other[:-1] = torch.where(follows, given[1:], -100)
-        return given, other
 
     def _losses(
         self,
@@ -573,22 +578,17 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         losses = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits) / items}
         if not self.training:
             return losses
-        if self.config.reconstruction_weight > 0 and len(outputs.latents):
-            closed = layout.closed_sentences()
-            states, positions = reconstruction_states(
-                self.model.sentence_decoder,
-                closed,
-                outputs.token_embeds[layout.sentence_closed[layout.token_sentence]],
-                outputs.latents,
-                context_length=0,
-            )
-            closed_own = own[layout.sentence_closed[layout.token_sentence]]
-            losses["reconstruction"] = self.sum_token_loss(states[positions.token_slot - 1], closed_own) / items
+        if self.config.reconstruction_weight > 0 and len(own):
+            given = (layout, outputs.token_embeds, outputs.latents, own)
+            copied = self.sum_token_loss(*closed_reconstruction(self.model.sentence_decoder, *given))
+            losses["reconstruction"] = copied / items
         if self.config.bag_of_words_weight > 0:
             bag = bag_of_words_loss(
                 outputs.last_hidden_state, layout, own, self.shortlist_head, self.lm_head, self.adjust_logits
             )
             losses["bag_of_words"] = bag / items
+        if self.config.next_latent_weight > 0:
+            losses["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head) / items
         if outputs.latent_statistics is not None:
             losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
         if stop_logits is not None:

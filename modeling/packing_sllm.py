@@ -19,6 +19,8 @@ from torch import nn
 
 from .segmentation_sllm import SentenceLayout
 
+# So many tokens a prefill encodes at once: enough to be fast, and few beside what it keeps of a long text.
+TOKENS_AT_ONCE = 4096
 # A shared row takes in as many pieces of the longest kind; at most one more begins in it, so a fifth of it is padding.
 PIECES_PER_ROW = 4
 
@@ -115,6 +117,22 @@ def decoder_positions(
     return DecoderPositions(stream, token_slot, prefix_slot, output_slot)
 
 
+def output_slots(
+    positions: DecoderPositions, layout: SentenceLayout, rank: torch.Tensor, prefix_length: int, begins: bool
+) -> torch.Tensor:
+    """Where in the stream what follows the row's token of each rank `(batch, kept)` is predicted. So padding on the
+    right repeats the last token's, and padding on the left, of rank -1, has the first token's if the texts begin
+    here."""
+    slot = torch.zeros_like(rank)
+    if begins:
+        first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(rank), device=rank.device))
+        slot = slot + (first_slot + prefix_length - 1)[:, None]
+    row_start = layout.row_length.cumsum(0) - layout.row_length
+    seen = rank >= 0
+    slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
+    return slot
+
+
 @dataclass
 class DecoderTail:
     """The end of each row that the decoder has to read for its last outputs, where the row is read from its beginning.
@@ -176,13 +194,44 @@ def decoder_tail(
     closes = tokens.gather(1, begun[:, None]).squeeze(1) == last_rank + 1
     output = torch.where(closes, start_of(begun) + prefix_length - 1, last_rank + prefix_length * (begun + 1))
     following = layout.row_length + prefix_length * (closed + 1)
-    first_key = torch.minimum(start_of(closed), following - context_length).clamp(min=0)
+    # Drafting takes the last token back and feeds it again. What that one sees is kept: the next sees no more.
+    is_closed = tokens.gather(1, closed[:, None]).squeeze(1) == layout.row_length
+    first_key = seen_from((torch.where(is_closed, start_of(closed), following) - 1).clamp(min=0))
     position = torch.minimum(seen_from(output), first_key)
     for _ in range(depth - 1):
         position = seen_from(position)
     first = sentence_at(position)
     past = {"tokens": tokens.gather(1, first[:, None]).squeeze(1), "sentences": first, "positions": start_of(first)}
     return DecoderTail(first, past, first_key)
+
+
+def embed_tokens(
+    table: nn.Module, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, token_index: torch.Tensor
+) -> torch.Tensor:
+    """`(K, width)` embeddings of some tokens of a batch, from those given or else from a table: of a long text all at
+    once would be large."""
+    if inputs_embeds is not None:
+        return inputs_embeds.flatten(0, 1)[token_index]
+    return table(input_ids.flatten()[token_index])
+
+
+def encode_in_parts(
+    encoder: nn.Module, embed: Callable, token_index: torch.Tensor, sentence: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As the encoder's own forward pass, in one call for each few thousand tokens, so that memory does not grow with
+    the text. For inference with a cache, where no other process waits for these calls.
+
+    Args:
+        encoder (`SentenceEncoder`): What turns sentences into latents.
+        embed: From indices of tokens, `(K,)`, to their embeddings, `(K, width)`.
+        token_index, sentence: `(N,)` index and sentence of each token; at least one.
+    """
+    lengths = torch.bincount(sentence)
+    part = (lengths.cumsum(0) - lengths) // TOKENS_AT_ONCE
+    sizes = part[sentence].unique_consecutive(return_counts=True)[1].tolist()
+    parts = zip(token_index.split(sizes), sentence.split(sizes), strict=True)
+    means, log_variances = zip(*(encoder(embed(index), own - own[0]) for index, own in parts), strict=True)
+    return torch.cat(means), None if log_variances[0] is None else torch.cat(log_variances)
 
 
 class HiddenStates:
@@ -430,5 +479,8 @@ __all__ = [
     "Stream",
     "decoder_positions",
     "decoder_tail",
+    "embed_tokens",
+    "encode_in_parts",
+    "output_slots",
     "run_stream",
 ]

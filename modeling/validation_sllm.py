@@ -1,6 +1,7 @@
 """Refusing what cannot be right, before any work is lost: each error names what is wrong, its value and the remedy."""
 
 import functools
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -107,6 +108,27 @@ def check_inputs(
     return shape
 
 
+def check_cache(past_key_values: Any, sentence_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    """Refuses a cache of another kind, and inputs that cannot be cached."""
+    # A class loaded with the remote code has another identity, so the name decides.
+    if past_key_values is not None and type(past_key_values).__name__ != "SllmCache":
+        raise ValueError(
+            f"`past_key_values` is a {type(past_key_values).__name__}: this model needs an `SllmCache`, which "
+            "`use_cache=True` makes."
+        )
+    if sentence_ids is not None or inputs_embeds is not None:
+        name = "sentence_ids" if sentence_ids is not None else "inputs_embeds"
+        raise ValueError(f"`{name}` cannot be cached: the cache works from token ids. Pass `use_cache=False`.")
+
+
+def check_labels(labels: torch.Tensor | None, past_key_values: Any, logits_to_keep: int | torch.Tensor) -> None:
+    """Refuses labels where not all that they need is computed."""
+    if labels is not None and past_key_values is not None:
+        raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
+    if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        raise ValueError(f"`logits_to_keep` is {logits_to_keep}: with `labels` all logits are needed, so leave it 0.")
+
+
 def check_mask(attention_mask: torch.Tensor | None, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """The attention mask as bool; all true where there is none. Refuses one of another shape."""
     if attention_mask is None:
@@ -129,16 +151,30 @@ def check_length(position_ids: torch.Tensor, config: PreTrainedConfig, name: str
         )
 
 
+# What says, beside positions that start again, where texts in one row begin: TRL and transformers send them together.
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+PACKING_REMEDY = (
+    "several texts in one row would be read as one. Give each text a row of its own (in TRL `packing=False` and "
+    "`padding_free=False`); padding costs little here."
+)
+
+
+def check_unknown(kwargs: dict[str, Any]) -> None:
+    """Refuses arguments that a forward pass does not have; those of texts packed into one row with the remedy."""
+    packing = [name for name in PACKING if name in kwargs]
+    if packing:
+        raise ValueError(f"`{packing[0]}` was given: {PACKING_REMEDY}")
+    if kwargs:
+        raise TypeError(f"forward() has no argument {', '.join(kwargs)}.")
+
+
 def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> None:
     """Refuses several texts packed into one row, which positions that start again would mean."""
     if position_ids is None or mask.shape[1] < 2:
         return
     restarts = (position_ids.expand_as(mask).diff() != 1) & mask[:, 1:] & mask[:, :-1]
     if restarts.any():
-        raise ValueError(
-            "`position_ids` do not count up by one within a row: several texts in one row would be read as one. Give "
-            "each text a row of its own; padding costs little here."
-        )
+        raise ValueError(f"`position_ids` do not count up by one within a row: {PACKING_REMEDY}")
 
 
 def check_skip_logits(skip_logits: bool, labels: torch.Tensor | None) -> None:

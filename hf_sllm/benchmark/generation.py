@@ -39,15 +39,23 @@ class Side:
     options: dict[str, Any]
 
     @property
+    def sentences_at_once(self) -> int:
+        return self.options.get("sentences_at_once", 1)
+
+    @property
     def is_compiled(self) -> bool:
         return "compile_config" in self.options
 
 
 def make_sides(
-    backbone: PreTrainedModel, sllm: PreTrainedModel, compiled: bool = False, shortlist_size: int | None = None
+    backbone: PreTrainedModel,
+    sllm: PreTrainedModel,
+    compiled: bool = False,
+    shortlist_size: int | None = None,
+    sentences_at_once: int = 1,
 ) -> list[Side]:
     """The backbone's eager loop, on request its compiled one with a static cache, and the SLLM's sentence loop, on
-    request with a shortlist."""
+    request with a shortlist, or with several sentences at once."""
     sides = [Side("backbone", backbone, {})]
     if compiled:
         config = CompileConfig()
@@ -56,6 +64,8 @@ def make_sides(
         options = {"cache_implementation": "static", "compile_config": config}
         sides.append(Side("backbone, compiled", backbone, options))
     listed = {} if shortlist_size is None else {"shortlist_size": shortlist_size}
+    if sentences_at_once > 1:
+        listed["sentences_at_once"] = sentences_at_once
     return [*sides, Side("SLLM", sllm, {"max_sentences": math.inf, **listed})]
 
 
@@ -66,7 +76,8 @@ class Figures:
     Attributes:
         prefill_seconds: For each run: the forward pass over the context, with a cache, and logits of its last
             position.
-        first_sentence_seconds: For each run: from the call of `generate` until every row has a sentence more.
+        first_sentence_seconds: For each run: from the call of `generate` until every row has a sentence more, or as
+            many more as are written at once.
         tokens_per_second: For each run: tokens of all rows after that sentence, over the time they took.
         cache_bytes: What the cache holds after the prefill.
         peak_bytes: The weights, and the most that was alive beside them while the context was read and a sentence
@@ -99,7 +110,8 @@ def measure_generation(
     Raises:
         ValueError: If the text or what is written does not consist of whole sentences, two of them written at least.
     """
-    check_lengths(token_ids.shape[1], sentence_length, new_tokens)
+    most_at_once = max(side.sentences_at_once for side in sides)
+    check_lengths(token_ids.shape[1], sentence_length, new_tokens, most_at_once)
     found = [Figures() for _ in sides]
     if any(side.is_compiled for side in sides):
         torch.compiler.reset()  # what was compiled for other lengths is not specialised to these
@@ -110,22 +122,27 @@ def measure_generation(
             if run == 0:
                 continue
             prompt = token_ids.shape[1]
-            rest = clock.between(prompt + sentence_length, prompt + new_tokens)
+            first = sentence_length * side.sentences_at_once
+            rest = clock.between(prompt + first, prompt + new_tokens)
             figures.prefill_seconds.append(clock.between("prefill begins", "prefill ends"))
-            figures.first_sentence_seconds.append(clock.between("begins", prompt + sentence_length))
-            figures.tokens_per_second.append(len(token_ids) * (new_tokens - sentence_length) / rest)
+            figures.first_sentence_seconds.append(clock.between("begins", prompt + first))
+            figures.tokens_per_second.append(len(token_ids) * (new_tokens - first) / rest)
     for side, figures in zip(sides, found, strict=True):
         measure_memory(side, token_ids, sentence_length, figures)
     return found
 
 
-def check_lengths(context_length: int, sentence_length: int, new_tokens: int) -> None:
+def check_lengths(context_length: int, sentence_length: int, new_tokens: int, sentences_at_once: int = 1) -> None:
     """Refuses what does not consist of whole sentences: the sides would then not close as many."""
-    for name, length, least in (("context_length", context_length, 1), ("new_tokens", new_tokens, 2)):
-        if length % sentence_length or length < least * sentence_length:
+    round_length = sentence_length * sentences_at_once
+    for name, length, unit, least in (
+        ("context_length", context_length, sentence_length, sentence_length),
+        ("new_tokens", new_tokens, round_length, 2 * round_length),
+    ):
+        if length % unit or length < least:
             raise ValueError(
                 f"`{name}` is {length}: it must be a multiple of `sentence_length`, {sentence_length}, and at least "
-                f"{least * sentence_length}."
+                f"{least}{'' if sentences_at_once == 1 else f', in whole rounds of {unit} tokens'}."
             )
 
 
@@ -133,7 +150,7 @@ def measure_memory(side: Side, token_ids: torch.Tensor, sentence_length: int, fi
     """Fills in the figures that are bytes."""
     unseen = side.is_compiled and token_ids.device.type != "cuda"
     # The step after the sentence's last token is where an SLLM runs its backbone. The prefill is never compiled.
-    new_tokens = 1 if unseen else sentence_length + 1
+    new_tokens = 1 if unseen else sentence_length * side.sentences_at_once + 1
     clock = Clock(side.model, weighs_cache=True)
     if unseen:
         write(side, token_ids, sentence_length, new_tokens, clock)

@@ -29,11 +29,13 @@ class Settings:
         context_lengths, batch_sizes: Each with each.
         sentence_length: Tokens of each sentence.
         new_tokens: Tokens that each row gets.
-        decoder_layers: Of the SLLM; None for what `from_backbone` takes.
+        decoder_layers: Of the SLLM; None for what `from_backbone` takes. With the preset "paper" also of its encoder.
         dtype: Of the weights and of all that is computed: one of `DTYPES`.
         shortlist_size: Of the SLLM's lists of tokens; None for the whole LM head.
         compiled: Whether there is also the backbone with a static cache, compiled.
         runs: How many times each side is timed.
+        preset: Of the SLLM: "default" or "paper", see `from_backbone`.
+        sentences_at_once: How many the SLLM writes side by side, see `generate`; more than 1 for single texts only.
     """
 
     shapes: str = "smollm2-135m"
@@ -46,6 +48,8 @@ class Settings:
     shortlist_size: int | None = None
     compiled: bool = False
     runs: int = 5
+    preset: str = "default"
+    sentences_at_once: int = 1
 
     def check(self) -> None:
         """
@@ -59,8 +63,15 @@ class Settings:
                 raise ValueError(f"`{name}` is {list(values)}: it must have numbers of at least 1.")
         if self.runs < 1:
             raise ValueError(f"`runs` is {self.runs}: it must be at least 1.")
+        if self.sentences_at_once < 1:
+            raise ValueError(f"`sentences_at_once` is {self.sentences_at_once}: it must be at least 1.")
+        if self.sentences_at_once > 1 and max(self.batch_sizes) > 1:
+            raise ValueError(
+                f"`batch_sizes` is {list(self.batch_sizes)}: with `sentences_at_once`, {self.sentences_at_once}, it "
+                "must be 1."
+            )
         for length in self.context_lengths:
-            check_lengths(length, self.sentence_length, self.new_tokens)
+            check_lengths(length, self.sentence_length, self.new_tokens, self.sentences_at_once)
 
 
 @dataclass
@@ -143,11 +154,13 @@ def benchmark_generation(
             settings.shapes,
             settings.sentence_length,
             settings.decoder_layers,
+            settings.preset,
             bag_of_words_weight=0.0 if settings.shortlist_size is None else 1.0,
+            next_latent_weight=0.0 if settings.sentences_at_once == 1 else 1.0,
         )
     )
-    sides = make_sides(backbone, sllm, settings.compiled, settings.shortlist_size)
-    weights = [weights_read(side.model, side.options.get("shortlist_size")) for side in sides]
+    sides = make_sides(backbone, sllm, settings.compiled, settings.shortlist_size, settings.sentences_at_once)
+    weights = [weights_read(side.model, side.options.get("shortlist_size"), side.sentences_at_once) for side in sides]
     found = Benchmark(
         settings=settings,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

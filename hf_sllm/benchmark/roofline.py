@@ -67,13 +67,15 @@ class Weights:
         return token + cache_bytes
 
 
-def weights_read(model: PreTrainedModel, shortlist_size: int | None = None) -> Weights:
+def weights_read(model: PreTrainedModel, shortlist_size: int | None = None, sentences_at_once: int = 1) -> Weights:
     """A bare backbone reads its layers and its LM head for each token; an SLLM its decoder and its LM head, and for
     each sentence its encoder, its backbone and the maps between. Of the embeddings only a few rows are read.
 
     Args:
         shortlist_size: With it, an SLLM reads so many rows of the LM head for each token, a list for each row, and all
             of it for each sentence.
+        sentences_at_once: So many tokens share what an SLLM reads for each token. For each sentence it reads the
+            backbone once all the same: to look ahead, or to read what was written.
     """
     head = size_of(model.get_output_embeddings().parameters())
     embeddings = set(model.get_input_embeddings().parameters()) | set(model.get_output_embeddings().parameters())
@@ -82,9 +84,9 @@ def weights_read(model: PreTrainedModel, shortlist_size: int | None = None) -> W
         return Weights(everything + head, 0)
     decoder = size_of(model.get_submodule("model.sentence_decoder").parameters())
     if shortlist_size is None:
-        return Weights(decoder + head, everything - decoder)
+        return Weights((decoder + head) // sentences_at_once, everything - decoder)
     rows = head * shortlist_size // model.config.vocab_size
-    return Weights(decoder, everything - decoder + head, rows)
+    return Weights(decoder // sentences_at_once, everything - decoder + head, rows)
 
 
 def size_of(parameters: Iterable[torch.Tensor]) -> int:

@@ -24,6 +24,37 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
+    "opt-125m": {
+        "model_type": "opt",
+        "hidden_size": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "word_embed_proj_dim": 768,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50272,
+    },
+    "opt-350m": {
+        "model_type": "opt",
+        "hidden_size": 1024,
+        "ffn_dim": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "word_embed_proj_dim": 512,
+        "do_layer_norm_before": False,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50272,
+    },
+    "opt-1.3b": {
+        "model_type": "opt",
+        "hidden_size": 2048,
+        "ffn_dim": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "word_embed_proj_dim": 2048,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50272,
+    },
     "tiny": {
         "model_type": "llama",
         "hidden_size": 32,
@@ -42,19 +73,27 @@ BOUNDARY = 2
 
 
 def make_pair(
-    shapes: str, sentence_length: int, decoder_layers: int | list[int] | None = None, **fields: Any
+    shapes: str,
+    sentence_length: int,
+    decoder_layers: int | list[int] | None = None,
+    preset: str = "default",
+    **fields: Any,
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A bare backbone, and an SLLM around another one of the same shapes.
 
     Args:
         shapes: One of `SHAPES`, or the name or path of a model, whose config alone is read.
         sentence_length: Longest sentence, in tokens.
-        decoder_layers: See `SentenceVaeConfig.from_text_config`.
+        decoder_layers: See `SentenceVaeConfig.from_text_config`; with the preset "paper" the encoder has as many.
+        preset: "default" or "paper", see `from_backbone`.
         fields: Of `SllmConfig`.
     """
     backbone, wrapped = (AutoModelForCausalLM.from_config(backbone_config(shapes)) for _ in range(2))
     fields = {"max_sentence_length": max(64, sentence_length), "boundary_token_ids": [BOUNDARY], **fields}
-    return backbone, SllmForCausalLM.from_backbone(wrapped, decoder_layers=decoder_layers, **fields)
+    encoder_layers = decoder_layers if preset == "paper" else None
+    return backbone, SllmForCausalLM.from_backbone(
+        wrapped, encoder_layers=encoder_layers, decoder_layers=decoder_layers, preset=preset, **fields
+    )
 
 
 def backbone_config(shapes: str) -> PreTrainedConfig:

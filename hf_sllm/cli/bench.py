@@ -53,10 +53,12 @@ def bench_generation(
     sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence, read or written.")] = 16,
     new_tokens: Annotated[int, typer.Option(min=4, help="Tokens to write, two sentences at least.")] = 64,
     decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    preset: Annotated[str, typer.Option(help="default, or paper: its encoder is as deep as its decoder.")] = "default",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     shortlist: Annotated[
         int | None, typer.Option(min=1, help="The SLLM chooses each sentence's among so many.")
     ] = None,
+    sentences_at_once: Annotated[int, typer.Option(min=1, help="The SLLM writes so many side by side.")] = 1,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also the backbone compiled, static cache.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="How many times each side is timed.")] = 5,
     output: Annotated[Path | None, typer.Option(help="A folder for bench.json and bench.png.")] = None,
@@ -81,12 +83,100 @@ def bench_generation(
             shortlist,
             compiled,
             runs,
+            preset,
+            sentences_at_once,
         )
         keep = None if output is None else lambda found: found.save(output / "bench.json")
         found = benchmark_generation(settings, keep=keep)
         print_benchmark(found, Console())
         if output is not None:
             plot_benchmark(found, output / "bench.png")
+
+
+@bench_app.command("profile")
+def bench_profile(
+    shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
+    context_length: Annotated[int, typer.Option(min=1, help="Tokens of the text read.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 1,
+    sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence, read or written.")] = 16,
+    new_tokens: Annotated[int, typer.Option(min=4, help="Tokens to write, two sentences at least.")] = 64,
+    decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    shortlist: Annotated[int, typer.Option(min=1, help="Tokens of each list.")] = 2048,
+    runs: Annotated[int, typer.Option(min=1, help="How many times each is measured.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="A folder for profile.json.")] = None,
+) -> None:
+    """Where the time of a token goes: decoder, LM head, backbone, encoder, the rest, in each way of writing."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.benchmark.profile import benchmark_profile, print_profile
+
+        logging.set_verbosity_error()
+        found = benchmark_profile(
+            shapes,
+            context_length,
+            batch_size,
+            sentence_length,
+            new_tokens,
+            decoder_layers,
+            dtype,
+            shortlist,
+            runs,
+        )
+        print_profile(found, Console())
+        if output is not None:
+            found.save(output / "profile.json")
+
+
+@bench_app.command("drafting")
+def bench_drafting(
+    backbone: Annotated[str, typer.Argument(help="Path or name of the model that writes, or of its adapter.")],
+    sllm: Annotated[str, typer.Argument(help="Of the SLLM that drafts, or of any model with the same tokens.")],
+    data: Annotated[list[str], typer.Option(help="A file of documents, or a dataset on the Hub; may be repeated.")],
+    split: Annotated[str, typer.Option(help="The split of a dataset on the Hub.")] = "validation",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    limit: Annotated[int, typer.Option(min=1, help="So many documents, spread over all: their halves.")] = 16,
+    max_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the longest prompt.")] = 256,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, if the text does not end.")] = 128,
+    thresholds: Annotated[
+        str, typer.Option(help="A draft ends with a token less likely; 0 for whole sentences; commas between.")
+    ] = "0,0.4",
+    draft_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest draft; by default the longest sentence.")
+    ] = None,
+    lookup_tokens: Annotated[int, typer.Option(min=0, help="Of a draft from the text so far; 0 for none.")] = 10,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "float32",
+    sample: Annotated[bool, typer.Option("--sample", help="Draw the tokens; by default the likeliest.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="A folder for drafting.json.")] = None,
+) -> None:
+    """A backbone's own text, with an SLLM's drafts, with drafts from the text so far, and without, by turns."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.benchmark.drafting import benchmark_drafting, print_drafting
+        from hf_sllm.data import load_documents, spread
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        found = benchmark_drafting(
+            backbone,
+            sllm,
+            spread(load_documents(data, split, text_column), limit),
+            data,
+            new_tokens,
+            max_prompt,
+            probabilities(thresholds),
+            draft_tokens,
+            lookup_tokens,
+            dtype,
+            sample,
+            seed,
+        )
+        print_drafting(found, Console())
+        if output is not None:
+            found.save(output / "drafting.json")
 
 
 def numbers(text: str) -> list[int]:
@@ -99,3 +189,11 @@ def numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(f"{text!r} is no list of whole numbers: write it as 256,2048.") from None
+
+
+def probabilities(text: str) -> list[float]:
+    """Likewise, of any numbers."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers: write it as 0,0.4.") from None

@@ -31,6 +31,7 @@ from hf_sllm.data.statistics import sentence_rule
 from .bits_per_byte import BitsPerByte, LengthBits, by_sentence_length, entropy_floor, total_bits
 from .context import context_use, needle
 from .likelihood import default_window, score_documents
+from .parallel import parallel_cost
 from .reconstruction import reconstruction
 from .shortlist import shortlist_coverage
 from .stopping import Stopping, stopping
@@ -258,6 +259,10 @@ def _shortlist(model: PreTrainedModel, given: Settings) -> Any:
     )
 
 
+def _parallel(model: PreTrainedModel, given: Settings) -> Any:
+    return parallel_cost(model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress)
+
+
 MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "likelihood": _likelihood,
     "context": _drawn(context_use),
@@ -266,10 +271,15 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "brier": _brier,
     "reconstruction": _reconstruction,
     "shortlist": _shortlist,
+    "parallel": _parallel,
 }
 
 # Measures that need what a model learns only where its config gives this loss a weight.
-LOSS_OF = {"reconstruction": "reconstruction_weight", "shortlist": "bag_of_words_weight"}
+LOSS_OF = {
+    "reconstruction": "reconstruction_weight",
+    "shortlist": "bag_of_words_weight",
+    "parallel": "next_latent_weight",
+}
 
 
 def evaluate(

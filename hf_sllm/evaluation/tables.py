@@ -162,6 +162,18 @@ def shortlist_lines(figures: Any) -> list[Line]:
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 
+def parallel_lines(figures: Any) -> list[Line]:
+    """What it costs to know fewer of the sentences before."""
+    lines: list[Line] = [
+        ("bits per byte, one after the other", figures.ordinary_bits_per_byte, ".4f"),
+        ("  nats per token", figures.ordinary_nats, ".4f"),
+    ]
+    for distance, (bits, nats) in enumerate(zip(figures.bits_per_byte, figures.nats, strict=True)):
+        lines.append((f"bits per byte, {distance} sentences ahead", bits, ".4f"))
+        lines.append((f"  nats per token, {distance}", nats, ".4f"))
+    return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "likelihood": ("Likelihood", likelihood_lines),
     "context": ("Use of context: predicting a sentence after more or fewer of those before it", context_lines),
@@ -170,4 +182,5 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "brier": ("BrierLM: samples of the next tokens", brier_lines),
     "reconstruction": ("Reconstruction: sentences written back from their latents", reconstruction_lines),
     "shortlist": ("Shortlist: the tokens of a sentence foretold as it begins", shortlist_lines),
+    "parallel": ("Sentences by themselves, from latents predicted so far ahead", parallel_lines),
 }

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hf_sllm.benchmark import Settings, benchmark_generation, make_pair, make_sides, measure_training, random_text
@@ -55,8 +55,28 @@ def test_the_shapes_of_a_model_come_with_special_tokens_that_the_text_has_not(tm
 
 
 def test_unknown_shapes_are_refused():
-    with pytest.raises(ValueError, match="`shapes` is 'huge': neither one of smollm2-135m, tiny"):
+    with pytest.raises(ValueError, match="`shapes` is 'huge': neither one of smollm2-135m, .*, tiny"):
         make_pair("huge", 8)
+
+
+@pytest.mark.parametrize(
+    "shapes, parameters", [("opt-125m", 125_239_296), ("opt-350m", 331_196_416), ("opt-1.3b", 1_315_758_080)]
+)
+def test_the_shapes_of_opt_are_those_of_the_models_on_the_hub(shapes, parameters):
+    with torch.device("meta"):
+        assert AutoModelForCausalLM.from_config(backbone_config(shapes)).num_parameters() == parameters
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_papers_architecture_has_as_many_encoder_layers_as_decoder_layers_and_writes_the_same_sentences(layers):
+    backbone, sllm = make_pair("tiny", 4, layers, "paper")
+    config = sllm.config
+    assert (config.conditioning, config.pooling, config.decoder_context_length) == ("cross_attention", "sum", 0)
+    assert config.sentence_encoder_config.num_hidden_layers == layers
+    assert config.sentence_decoder_config.num_hidden_layers == layers
+    for side in make_sides(backbone.eval(), sllm.eval()):
+        written = write(side, random_text(2, 16, 4, 300), 4, 12, Clock(side.model))
+        assert (written == BOUNDARY).nonzero()[:, 1].tolist() == [3, 7, 11, 15, 19, 23, 27] * 2
 
 
 def tiny_sides(compiled=False, **fields):
@@ -198,10 +218,11 @@ def test_the_bandwidth_is_a_positive_number():
     assert 0 < memory_bandwidth(torch.device("cpu"), torch.bfloat16, size=2**20, repeats=1) < math.inf
 
 
-def test_the_command_saves_all_figures_of_both_sides(tmp_path, monkeypatch):
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_the_command_saves_all_figures_of_both_sides(preset, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_sllm.benchmark.report.memory_bandwidth", lambda device, dtype: 1e9)
     command = ["bench", "generation", "tiny", "--context-lengths", "32,16", "--batch-sizes", "2", "--runs", "2"]
-    command += ["--sentence-length", "4", "--new-tokens", "8", "--output", str(tmp_path)]
+    command += ["--sentence-length", "4", "--new-tokens", "8", "--output", str(tmp_path), "--preset", preset]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for title in ("Figures", "How many times better", "Roofline"):
@@ -209,6 +230,7 @@ def test_the_command_saves_all_figures_of_both_sides(tmp_path, monkeypatch):
     assert (tmp_path / "bench.png").stat().st_size > 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["settings"]["context_lengths"] == [32, 16] and found["settings"]["runs"] == 2
+    assert found["settings"]["preset"] == preset
     assert found["bandwidth"] > 0 and found["threads"] >= 1 and set(found["parameters"]) == {"backbone", "SLLM"}
     cells = [(row["side"], row["context_length"], row["batch_size"]) for row in found["rows"]]
     assert cells == [("backbone", 16, 2), ("SLLM", 16, 2), ("backbone", 32, 2), ("SLLM", 32, 2)]
@@ -217,6 +239,41 @@ def test_the_command_saves_all_figures_of_both_sides(tmp_path, monkeypatch):
         assert len(figures) == 9 and all(math.isfinite(value) and value > 0 for value in figures)
         assert all(len(times) == 2 for times in row["runs"].values()) and len(row["runs"]) == 3
         assert len(row["ratios"]) == (5 if row["side"] == "backbone" else 0)
+
+
+def test_each_option_of_the_command_reaches_the_benchmark(monkeypatch):
+    given = []
+
+    def stop(settings, keep):
+        given.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hf_sllm.benchmark.benchmark_generation", stop)
+    expected = {
+        "context_lengths": [32, 16], "batch_sizes": [2], "sentence_length": 4, "new_tokens": 24, "decoder_layers": 3,
+        "preset": "paper", "dtype": "float16", "shortlist": 9, "sentences_at_once": 2, "runs": 7,
+    }  # fmt: skip
+    command = ["bench", "generation", "tiny", "--compiled"]
+    for name, value in expected.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        command += [f"--{name.replace('_', '-')}", text]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    expected["shortlist_size"] = expected.pop("shortlist")
+    assert given == [Settings("tiny", compiled=True, **expected)]
+
+
+def test_several_sentences_at_once_are_timed_in_whole_rounds():
+    torch.manual_seed(0)
+    backbone, sllm = make_pair("tiny", 4, decoder_layers=1, next_latent_weight=1.0)
+    sides = make_sides(backbone.eval(), sllm.eval(), sentences_at_once=2)
+    calls = []
+    sllm.model.sentence_encoder.register_forward_hook(lambda *_: calls.append(1))
+    figures = measure_generation(sides, random_text(1, 16, 4, 300), 4, 16, runs=1)[-1]
+    # Of two rounds of two sentences, the second one's sentences are timed.
+    assert figures.tokens_per_second[0] > 0 and figures.first_sentence_seconds[0] > 0
+    assert len(calls) == 2 * 2 + 2  # each time the prompt and the first round are encoded
+    whole, shared = weights_read(sllm), weights_read(sllm, sentences_at_once=2)
+    assert (shared.each_token, shared.each_sentence) == (whole.each_token // 2, whole.each_sentence)
 
 
 @pytest.mark.slow
@@ -236,6 +293,9 @@ def test_the_compiled_baseline_runs_compiled_code_with_a_static_cache():
         ({"context_lengths": [30]}, "`context_length` is 30: it must be a multiple of `sentence_length`, 16"),
         ({"new_tokens": 16}, "`new_tokens` is 16: it must be a multiple of `sentence_length`, 16, and at least 32"),
         ({"dtype": "int8"}, "`dtype` is 'int8': it must be one of bfloat16, float16, float32"),
+        ({"sentences_at_once": 0}, "`sentences_at_once` is 0"),
+        ({"sentences_at_once": 2}, "`batch_sizes` is .1, 8.: with `sentences_at_once`, 2, it must be 1"),
+        ({"sentences_at_once": 3, "batch_sizes": [1]}, "`new_tokens` is 64: .* at least 96, in whole rounds of 48"),
         ({"batch_sizes": []}, r"`batch_sizes` is \[\]: it must have numbers of at least 1"),
         ({"runs": 0}, "`runs` is 0"),
     ],

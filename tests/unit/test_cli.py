@@ -1,5 +1,7 @@
 """The command writes what `generate` returns, and says plainly what is wrong."""
 
+import gzip
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -111,6 +113,29 @@ def test_eval_prints_the_floor_beside_the_model(saved, tmp_path, monkeypatch):
     result = run("eval", saved, "--data", tmp_path / "texts.jsonl", "--measures", "likelihood")
     assert result.exit_code == 0, result.output
     assert "0.5000" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "broken.jsonl.gz",
+            gzip.compress(b'{"text": "The owl said no."}\n' * 50)[:-12],
+            "broken.jsonl.gz cannot be read",
+        ),
+        ("empty.jsonl", b"", "holds no documents"),
+        ("blank.txt", b"\n \n", "holds no documents"),
+        ("list.json", rb'["The owl \ud800"]', "list.json has a lone surrogate"),
+    ],
+)
+def test_eval_says_without_a_traceback_what_is_wrong_with_a_file(name, content, message, saved, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / name).write_bytes(content)
+    result = run("eval", saved, "--data", tmp_path / name)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert message in result.stderr
 
 
 def test_a_missing_recipe_is_said_with_those_there_are(tmp_path):

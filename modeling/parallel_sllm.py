@@ -1,0 +1,252 @@
+"""Several sentences at once: the backbone reads on what it expects to read, and the decoder writes the sentences so
+predicted side by side.
+
+From the backbone's state before a sentence, the next-latent head tells what the backbone will read of that sentence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from .cache_sllm import SllmCache
+from .packing_sllm import Stream
+from .segmentation_sllm import SentenceLayout
+from .shortlist_sllm import ShortlistedHead
+from .validation_sllm import check_length
+
+# The head's hidden layer, in widths of the backbone.
+HIDDEN_WIDTHS = 4
+
+
+class NextLatentHead(nn.Sequential):
+    """From the backbone's state `(…, width)` before a sentence to what it will read of it, `(…, width)`."""
+
+    def __init__(self, width: int):
+        hidden = HIDDEN_WIDTHS * width
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+def next_latent_loss(
+    states: torch.Tensor, inputs: torch.Tensor, layout: SentenceLayout, targets: torch.Tensor, head: nn.Module
+) -> torch.Tensor:
+    """Squared error of what the head makes of the states, over the variance of the features that were to be told;
+    each sentence counts as often as it has tokens that are scored. Only the head gets a gradient.
+
+    Args:
+        states: `(C, width)` of the backbone, before each of the C closed sentences.
+        inputs: `(C, width)` what it reads of them.
+        layout: Of all sentences.
+        targets: `(N,)` the tokens themselves; -100 is left out.
+    """
+    tokens = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, (targets != -100).long())
+    inputs = inputs.detach().float()
+    variance = (inputs - inputs.mean(-1, keepdim=True)).pow(2).mean(-1)
+    error = (head(states.detach()).float() - inputs).pow(2).mean(-1)
+    return (error / variance.clamp(min=1e-8) * tokens[layout.sentence_closed]).sum()
+
+
+def predict_ahead(model: Any, cache: SllmCache, count: int) -> torch.Tensor:
+    """Latents `(batch, count, num_latents, latent_size)` of the sentences after the open one, of which nothing is
+    known: the backbone reads what it expects to read. The cache is then as it was.
+
+    Args:
+        model (`SllmForCausalLM`): Has a `next_latent_head`.
+        cache: Holds the sentences before, and the backbone's state after them.
+    """
+    body, state, states = model.model, cache.sentence_state, []
+    for step in range(1, count + 1):
+        embeds = model.next_latent_head(state.to(model.next_latent_head[0].weight.dtype))
+        state = body.read_sentences(embeds[:, None], (cache.num_sentences + step)[:, None], cache)[:, -1]
+        states.append(state)
+    cache.drop_sentences(count)
+    return body.latents_from(torch.stack(states, 1) if states else state[:, None][:, :0])
+
+
+def write_in_parallel(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Callable,
+    stopping_criteria: Callable,
+    generation_config: Any,
+    streamer: Any,
+    model_kwargs: dict[str, Any],
+) -> torch.Tensor | GenerateDecoderOnlyOutput:
+    """Writes `generation_config.sentences_at_once` sentences at a time, for a single row; the arguments are those of
+    `GenerationMixin._sample`.
+
+    The first of them goes on where the text ends. The others are written from predicted latents alone: their decoder
+    sees nothing before them. Then they are laid end to end and read as any text, and what the backbone makes of that
+    is where the next ones begin.
+
+    To a logits processor each sentence is the whole text up to now and what there is of this sentence; it does not see
+    those that are written beside it. Stopping criteria are asked when the sentences lie end to end, after each token;
+    what follows the one that stops is dropped.
+    """
+    cache: SllmCache = model_kwargs["past_key_values"]
+    if len(input_ids) > 1:
+        raise ValueError(
+            f"`sentences_at_once` came with a batch of {len(input_ids)}: it is for a single row. Write the rows one "
+            "by one, or leave it out."
+        )
+    cache.activate_past_recording()  # what is read ahead is forgotten again
+    if not cache.is_empty and cache.sentence_state is None:
+        cache.must_replay = True
+    cache = model._prefill(input_ids, generation_config, model_kwargs).past_key_values
+    count, most = generation_config.sentences_at_once, generation_config.max_sentences
+    text, sentences, stopped = input_ids, 0, False
+    scores: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
+    while True:
+        latents = predict_ahead(model, cache, int(min(count, most - sentences)) - 1)[0]
+        for sentence in _write_sentences(model, cache, latents, text, logits_processor, generation_config):
+            begin = text.shape[1]
+            text = torch.cat([text, sentence.token_ids[None]], 1)
+            scores += sentence.scores
+            logits += sentence.logits
+            for end in range(begin + 1, text.shape[1] + 1):
+                if stopping_criteria(text[:, :end], None).all():
+                    stopped, text = True, text[:, :end]
+                    break
+            if streamer is not None:
+                streamer.put(text[0, begin:].cpu())
+            sentences += 1
+            if stopped:
+                break
+        if stopped or sentences >= most:
+            break
+        model.model(text[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True, states_to_keep=1)
+
+    if streamer is not None:
+        streamer.end()
+    if not generation_config.return_dict_in_generate:
+        return text
+    written = text.shape[1] - input_ids.shape[1]
+    return GenerateDecoderOnlyOutput(
+        sequences=text,
+        scores=tuple(scores[:written]) if generation_config.output_scores else None,
+        logits=tuple(logits[:written]) if generation_config.output_logits else None,
+        past_key_values=cache,
+    )
+
+
+@dataclass
+class _Sentence:
+    """`(n,)` tokens, and if they are to be returned `(1, vocab)` scores and logits of each."""
+
+    token_ids: torch.Tensor
+    scores: list[torch.Tensor]
+    logits: list[torch.Tensor]
+
+
+def _write_sentences(
+    model: Any,
+    cache: SllmCache,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    logits_processor: Callable,
+    generation_config: Any,
+) -> list[_Sentence]:
+    """The rest of the open sentence, and a sentence from each of the latents `(S, num_latents, latent_size)`."""
+    keeps = generation_config.return_dict_in_generate
+    shortlist_size = getattr(generation_config, "shortlist_size", None)
+    head = None if shortlist_size is None else ShortlistedHead(model, shortlist_size)
+    decoder = _SideBySide(model, cache, latents)
+    states = decoder.begin()
+    size = torch.zeros(len(states), dtype=torch.long, device=text.device)
+    size[:1] = cache.open_length
+    begins, is_open, new = size == 0, size >= 0, torch.zeros_like(size)
+    ids = text.expand(len(states), -1)
+    scores, logits = [], []
+    while True:
+        raw = (model.compute_logits(states) if head is None else head.logits(states, begins)).float()
+        processed = logits_processor(ids, raw.clone())
+        if generation_config.do_sample:
+            token_ids = torch.multinomial(processed.softmax(-1), 1).squeeze(1)
+        else:
+            token_ids = processed.argmax(-1)
+        if keeps and generation_config.output_scores:
+            scores.append(processed)
+        if keeps and generation_config.output_logits:
+            logits.append(raw)
+        ids = torch.cat([ids, token_ids[:, None]], 1)
+        new, size, closed = new + is_open, size + is_open, model.model.segmenter.closes(token_ids, size)
+        is_open, begins = is_open & ~closed, torch.zeros_like(begins)
+        if not is_open.any():
+            break
+        states = decoder.extend(token_ids, is_open)
+    return [
+        _Sentence(
+            ids[row, text.shape[1] :][:length],
+            [step[row : row + 1] for step in scores[:length]],
+            [step[row : row + 1] for step in logits[:length]],
+        )
+        for row, length in enumerate(new.tolist())
+    ]
+
+
+class _SideBySide:
+    """The decoder, writing the open sentence in its first row and a sentence from each of the latents
+    `(S, num_latents, latent_size)` in the others, before which it sees nothing."""
+
+    def __init__(self, model: Any, cache: SllmCache, latents: torch.Tensor):
+        self.model, self.decoder, self.config = model, model.model.sentence_decoder, model.config
+        self.latents = latents
+        self.first_state = cache.last_state
+        device, others = latents.device, torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        self.row = torch.arange(len(latents) + 1, device=device)
+        # Where each row's next token stands. Before the others is their prefix, at position 0, as in `decode_latents`.
+        self.index = torch.cat([cache.num_positions, others + self.config.prefix_length])
+        restart = self.config.decoder_context_length == 0
+        self.position_ids = torch.cat([(cache.open_length if restart else cache.num_tokens) + 1, others + 1])
+        self.sentence = cache.num_sentences + self.row
+        self.cache = _decoder_rows(cache, len(self.row))
+        self.memory: tuple[torch.Tensor, Stream] | None = None
+        self.prefix = self.decoder.latent_prefix(latents.to(self.decoder.latent_prefix.weight.dtype))
+        if self.config.conditioning == "cross_attention":
+            states = torch.cat([cache.open_latents, self.prefix.to(cache.open_latents.dtype)]).flatten(0, 1)
+            row, sentence = (values.repeat_interleave(self.config.num_latents) for values in (self.row, self.sentence))
+            self.memory = (states, Stream(row, sentence, torch.zeros_like(row), torch.zeros_like(row)))
+            self.prefix = self.decoder.sentence_start(others[:, None])
+
+    def begin(self) -> torch.Tensor:
+        """States `(1 + S, width)` from which each row's first token is predicted."""
+        if not len(self.latents):
+            return self.first_state
+        index = torch.arange(self.prefix.shape[1], device=self.row.device).repeat(len(self.row), 1)
+        index[0] = -1  # the first row has its prefix
+        prefix = torch.cat([torch.zeros_like(self.prefix[:1]), self.prefix])
+        states = self._run(prefix, index, torch.zeros_like(index))
+        return torch.cat([self.first_state, states[1:].to(self.first_state.dtype)])
+
+    def extend(self, token_ids: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+        """States `(1 + S, width)` after one token more of each row that is open, both `(1 + S,)`."""
+        embeds = self.decoder.embed_projection(self.model.get_input_embeddings()(token_ids[:, None]))
+        index, position_ids = self.index.masked_fill(~is_open, -1), self.position_ids.masked_fill(~is_open, 0)
+        self.index, self.position_ids = self.index + 1, self.position_ids + 1
+        return self._run(embeds, index[:, None], position_ids[:, None])
+
+    def _run(self, embeds: torch.Tensor, index: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        row, sentence = (values[:, None].expand_as(index) for values in (self.row, self.sentence))
+        query = Stream(row, sentence, index, position_ids)
+        check_length(position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
+        outputs = self.decoder.run_cached(embeds, query, self.config.decoder_context_length, self.cache, self.memory)
+        return self.decoder.output_projection(outputs.last_hidden_state[:, -1].to(embeds.dtype))
+
+
+def _decoder_rows(cache: SllmCache, count: int) -> SllmCache:
+    """A cache for the decoder alone, of so many rows. What comes before stands in row 0 of the stream, so only the
+    first row sees it, and goes on where the text ends."""
+    rows = SllmCache(cache.config)
+    kept = (cache.slots.index[0] >= cache.first_needed()[0]).nonzero().squeeze(1)
+    rows.slots = cache.slots.map(lambda values: values[:, kept].expand(count, -1))
+    for number, layer in enumerate(cache.decoder.layers):
+        keys, values = (states[:, :, kept].expand(count, -1, -1, -1) for states in (layer.keys, layer.values))
+        rows.decoder.update(keys, values, number)
+    return rows
+
+
+__all__ = ["NextLatentHead", "next_latent_loss", "predict_ahead", "write_in_parallel"]
