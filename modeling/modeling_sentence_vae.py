@@ -96,8 +96,6 @@ class SentenceEncoder(nn.Module):
         first = sizes.cumsum(0) - sizes
         index = torch.arange(len(stream_sentence), device=sentence.device)
         position_ids = index - first[stream_sentence]
-        if self.config.pooling == "queries_after":
-            position_ids = (position_ids - num_queries) % sizes[stream_sentence]
         stream = Stream(torch.zeros_like(index), stream_sentence, index, position_ids)
 
         inputs_embeds = token_embeds

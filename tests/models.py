@@ -62,7 +62,6 @@ OPTIONS = {
     "short_context": {"decoder_context_length": 3},
     "one_latent": {"num_latents": 1, "latent_size": 8},
     "summed": {"num_latents": 1, "pooling": "sum"},
-    "queries_after": {"pooling": "queries_after"},
     "clauses": {"clause_token_ids": [11, 12, 13, 14, 15, 16, 17, 18], "min_clause_length": 3},
     "stop_head": {"stop_head": True},
     "kl": {"kl_weight": 0.1},
