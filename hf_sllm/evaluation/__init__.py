@@ -3,7 +3,7 @@
 from .bits_per_byte import BitsPerByte, LengthBits, bits_per_byte, by_sentence_length, entropy_floor, total_bits
 from .context import ContextUse, Needle, context_use, needle
 from .likelihood import DocumentScores, default_window, score_documents
-from .reconstruction import Reconstruction, reconstruction
+from .reconstruction import LengthReconstruction, Reconstruction, reconstruction
 from .stopping import Stopping, stopping
 from .writing import BrierLm, TextFigures, Writing, brier_lm, writing
 
@@ -13,6 +13,7 @@ __all__ = [
     "ContextUse",
     "DocumentScores",
     "LengthBits",
+    "LengthReconstruction",
     "Needle",
     "Reconstruction",
     "Stopping",

@@ -14,8 +14,28 @@ from hf_sllm.data.blocks import BlockCollator, cut_at_sentences, document_ids
 from hf_sllm.modeling import SentenceLayout
 from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
 
+from .bits_per_byte import LENGTHS
+
 # Sentences are reconstructed one by one, so where a text is cut makes no difference.
 BLOCK_SIZE = 512
+
+
+@dataclass(frozen=True)
+class LengthReconstruction:
+    """What came back of the sentences of some lengths.
+
+    Attributes:
+        shortest, longest: The lengths, in tokens; `None` is without end.
+        sentences, tokens: How many there were.
+        token_accuracy, exact_sentences: As in `Reconstruction`.
+    """
+
+    shortest: int
+    longest: int | None
+    sentences: int
+    tokens: int
+    token_accuracy: float
+    exact_sentences: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class Reconstruction:
         exact_sentences: Share of the sentences written back without a fault.
         tokens, sentences: How many there were.
         seconds: Wall time.
+        by_sentence_length: The same for sentences of some lengths, the shorter ones first.
         chrf, bleu: Of the sentences as text, 0 to 100: the share of the characters, and of the words, that agree in
             groups of neighbours, as sacrebleu counts it by default. `None` if they were not asked for.
     """
@@ -39,6 +60,7 @@ class Reconstruction:
     tokens: int
     sentences: int
     seconds: float
+    by_sentence_length: tuple[LengthReconstruction, ...]
     chrf: float | None = None
     bleu: float | None = None
 
@@ -83,7 +105,8 @@ def reconstruction(
     collate = BlockCollator(tokenizer.eos_token_id)
     was_training = model.training
     model.eval()
-    right = predicted = tokens = exact = sentences = 0
+    predicted = tokens = 0
+    came_back: list[tuple[int, int, bool]] = []  # of each sentence: tokens, those that are right, whether all of it is
     texts_given: list[str] = []
     texts_written: list[str] = []
     try:
@@ -98,10 +121,9 @@ def reconstruction(
             given = token_ids.split(torch.bincount(layout.token_sentence).tolist())
             for sentence, copy in zip(given, written, strict=True):
                 shared = min(len(sentence), len(copy))
-                right += (sentence[:shared] == copy[:shared]).sum().item()
-                exact += torch.equal(sentence, copy)
+                right = int((sentence[:shared] == copy[:shared]).sum())
+                came_back.append((len(sentence), right, torch.equal(sentence, copy)))
             tokens += len(layout.token_index)
-            sentences += len(given)
             if compare_texts:
                 texts_given += _texts(given, tokenizer)
                 texts_written += _texts(written, tokenizer)
@@ -109,8 +131,29 @@ def reconstruction(
         model.train(was_training)
     chrf, bleu = _compare(texts_written, texts_given) if compare_texts else (None, None)
     return Reconstruction(
-        right / tokens, predicted / tokens, exact / sentences, tokens, sentences, time.monotonic() - begun, chrf, bleu
+        sum(right for _, right, _ in came_back) / tokens,
+        predicted / tokens,
+        sum(exact for *_, exact in came_back) / len(came_back),
+        tokens,
+        len(came_back),
+        time.monotonic() - begun,
+        _by_sentence_length(came_back),
+        chrf,
+        bleu,
     )
+
+
+def _by_sentence_length(came_back: Sequence[tuple[int, int, bool]]) -> tuple[LengthReconstruction, ...]:
+    """From tokens, right ones and exactness of each sentence; lengths that do not occur are left out."""
+    rows = []
+    for shortest, longest in zip(LENGTHS, [*(first - 1 for first in LENGTHS[1:]), None], strict=True):
+        chosen = [row for row in came_back if shortest <= row[0] <= (longest or row[0])]
+        if chosen:
+            lengths, right, exact = (sum(column) for column in zip(*chosen, strict=True))
+            rows.append(
+                LengthReconstruction(shortest, longest, len(chosen), lengths, right / lengths, exact / len(chosen))
+            )
+    return tuple(rows)
 
 
 def _check_model(model: Any) -> None:
@@ -163,4 +206,4 @@ def _import_sacrebleu() -> Any:
     return sacrebleu
 
 
-__all__ = ["Reconstruction", "reconstruction"]
+__all__ = ["LengthReconstruction", "Reconstruction", "reconstruction"]

@@ -145,6 +145,11 @@ def reconstruction_lines(figures: Any) -> list[Line]:
         ("tokens right", figures.token_accuracy, ".2%"),
         ("next tokens right", figures.next_token_accuracy, ".2%"),
         ("exact sentences", figures.exact_sentences, ".2%"),
+        *(
+            (f"  {name} of {span_of(row.shortest, row.longest)} tokens", value, ".2%")
+            for row in figures.by_sentence_length
+            for name, value in (("tokens right", row.token_accuracy), ("exact", row.exact_sentences))
+        ),
         ("chrF", figures.chrf, ".2f"),
         ("BLEU", figures.bleu, ".2f"),
         ("tokens", figures.tokens, ",d"),

@@ -156,6 +156,7 @@ def test_there_is_no_floor_where_the_data_tells_none():
 
 @pytest.mark.parametrize("kind", ["vae", "sllm"])
 def test_reconstruction_is_what_is_written_from_each_sentence_alone(kind, backbone, tokenizer):
+    torch.manual_seed(4)
     backbone = copy.deepcopy(backbone)
     fields = {"encoder_layers": 1, "decoder_layers": 1, "max_sentence_length": 16}
     if kind == "vae":
@@ -184,6 +185,13 @@ def test_reconstruction_is_what_is_written_from_each_sentence_alone(kind, backbo
     assert (found.sentences, found.tokens) == (len(given), sum(map(len, given)))
     assert found.token_accuracy == pytest.approx(right / found.tokens) and right
     assert found.exact_sentences == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    for row in found.by_sentence_length:
+        chosen = [(a, b) for a, b in pairs if row.shortest <= len(a) <= (row.longest or len(a))]
+        right = sum(x == y for a, b in chosen for x, y in zip(a, b, strict=False))
+        assert (row.sentences, row.tokens) == (len(chosen), sum(len(a) for a, _ in chosen))
+        assert row.exact_sentences == pytest.approx(sum(a == b for a, b in chosen) / len(chosen))
+        assert row.token_accuracy == pytest.approx(right / row.tokens)
+    assert sum(row.sentences for row in found.by_sentence_length) == found.sentences
     sacrebleu = pytest.importorskip("sacrebleu")
     texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in side] for side in (written, given)]
     assert found.chrf == sacrebleu.corpus_chrf(texts[0], [texts[1]]).score
