@@ -26,8 +26,8 @@ def test_each_recipe_of_the_package_can_be_read(name, tmp_path):
     "changes, message",
     [
         ({"learning_rat": 1e-3}, "unknown key 'learning_rat': did you mean 'learning_rate'?"),
-        ({"backbone": "somewhere"}, "either `backbone` or `backbone_config`"),
-        ({"backbone_config": None}, "either `backbone` or `backbone_config`"),
+        ({"backbone": "somewhere"}, "has one of `backbone`, `backbone_config` and `sllm`"),
+        ({"backbone_config": None}, "has one of `backbone`, `backbone_config` and `sllm`"),
         ({"backbone_config": {"hidden_size": 8}}, "`backbone_config` has no `model_type`"),
         ({"tokenizer": "somewhere"}, "this one has both"),
         ({"tokenizer_vocab_size": None}, "from scratch needs a `tokenizer`"),
