@@ -59,7 +59,7 @@ def predict_ahead(model: Any, cache: SllmCache, count: int) -> torch.Tensor:
     """
     body, state, states = model.model, cache.sentence_state, []
     for step in range(1, count + 1):
-        embeds = model.next_latent_head(state.to(model.next_latent_head[0].weight.dtype))
+        embeds = model.next_latent_head(state.to(next(model.next_latent_head.parameters()).dtype))
         state = body.read_sentences(embeds[:, None], (cache.num_sentences + step)[:, None], cache)[:, -1]
         states.append(state)
     cache.drop_sentences(count)
