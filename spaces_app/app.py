@@ -40,6 +40,9 @@ AT_ONCE, WAITING = 20, 200
 # Seconds between two pictures of a text that is being written; a sentence is shown at once.
 REFRESH = 0.15
 
+# What the page says of a text that is not done yet.
+WRITING = "Writing …"
+
 # One step of one model at a time: attention masks are set on a model while it runs, and two steps at once would only
 # share the same cores. It is held for a sentence at most, so requests take turns.
 LOCK = threading.Lock()
@@ -142,18 +145,26 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
 
     with gr.Row():
         prompt = gr.Textbox(
-            "Once upon a time", label="How the story begins", lines=2, max_lines=8, scale=3, elem_id="prompt"
+            "Once upon a time",
+            label="How the story begins",
+            info="Ctrl+Enter writes, Escape stops",
+            lines=2,
+            max_lines=8,
+            scale=3,
+            elem_id="prompt",
         )
         with gr.Column(min_width=160):
             start = gr.Button("Write", variant="primary", elem_id="start")
-            stop = gr.Button("Stop")
+            stop = gr.Button("Stop", elem_id="stop")
     with gr.Accordion("Options", open=False):
         with gr.Row():
             temperature = gr.Slider(0, 2, 0.7, step=0.1, label="Temperature", info="0: always the likeliest token")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Sample from the likeliest so much")
         with gr.Row():
-            max_sentences = gr.Slider(1, 30, 8, step=1, label="Sentences", info="At most", elem_id="sentences")
-            seed = gr.Number(1, precision=0, minimum=0, maximum=2**31 - 1, label="Seed", info="Makes a text again")
+            max_sentences = gr.Slider(1, 30, 8, step=1, label="Sentences", info="At most", elem_id="most")
+            seed = gr.Number(
+                1, precision=0, minimum=0, maximum=2**31 - 1, label="Seed", info="Makes a text again", elem_id="seed"
+            )
     with gr.Row():
         written = gr.Textbox(
             label="Sentence by sentence (you may edit it)",
@@ -167,7 +178,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
             label="Token by token", lines=8, max_lines=20, interactive=False, elem_id="beside", min_width=320
         )
     with gr.Row():
-        go_on = gr.Button("Go on from the edited text")
+        go_on = gr.Button("Go on from the edited text", elem_id="go-on")
         again = gr.Button("Write another")
         look = gr.Button("Look inside this text")
     shown = gr.HTML(figures([]), label="Figures")
@@ -190,7 +201,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
             write, [prompt, *options], api_visibility="private", **working
         ),
     ]
-    stop.click(None, None, None, cancels=events)
+    stop.click(lambda table: table.replace(WRITING, "Stopped."), shown, shown, queue=False, cancels=events, **quiet)
     return written, prompt, look
 
 
@@ -208,7 +219,11 @@ def figures(writers: list[Writer]) -> str:
             cells = [str(writer.sentences), str(writer.tokens), speed, size, f"{writer.seconds:.2f} s"]
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    state = "What each has done" if not writers else "Done." if all(writer.done for writer in writers) else WRITING
+    return (
+        f'<table class="figures"><caption>{state}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def inside_page(sllm: tuple, written: gr.Textbox, prompt: gr.Textbox, look: gr.Button, tabs: gr.Tabs) -> None:
@@ -224,8 +239,9 @@ def inside_page(sllm: tuple, written: gr.Textbox, prompt: gr.Textbox, look: gr.B
         label="Text",
         lines=3,
         max_lines=12,
+        elem_id="text",
     )
-    button = gr.Button("Look inside", variant="primary")
+    button = gr.Button("Look inside", variant="primary", elem_id="look-inside")
     summary = gr.Markdown(label="Summary")
     with gr.Row():
         # Side by side, and one below the other on a phone.
@@ -234,10 +250,10 @@ def inside_page(sllm: tuple, written: gr.Textbox, prompt: gr.Textbox, look: gr.B
         with gr.Column(min_width=320):
             marked = gr.HTML(label="Surprise")
     gr.Markdown(
-        "Each point is a sentence, where its latents lie on the plane in which those of this text vary most. Hover "
-        "over one to read it, or choose it to find it in the text; hollow ones were given as the prompt. In the text, "
-        "a bar ends each sentence, and a token is the more coloured the more bits it surprised the model by, fully "
-        f"from {inside.MOST_BITS:.0f} on; a pointer over it shows the number."
+        "Each point is a sentence, where its latents lie on the plane in which those of this text vary most. Point at "
+        "one, or go to it by Tab, to read it; choose it to find it in the text; hollow ones were given as the prompt. "
+        "In the text, a bar ends each sentence, and a token is the more coloured the more bits it surprised the model "
+        f"by, fully from {inside.MOST_BITS:.0f} on."
     )
     outputs = [picture, marked, summary]
     button.click(look_inside, [text, prompt], outputs, api_name="look_inside", concurrency_id="model")
@@ -268,19 +284,25 @@ def reconstruct_page(vae: tuple | None) -> None:
             return reconstruct.between(*vae, check(first), check(last), int(steps))
 
     table = {"wrap": True, "interactive": False}
-    text = gr.Textbox("Tom had a red ball. The dog ran to the tree.", label="Sentences", lines=2, max_lines=8)
+    # One below the other on a phone.
+    wide = {"min_width": 240}
+    text = gr.Textbox(
+        "Tom had a red ball. The dog ran to the tree.", label="Sentences", lines=2, max_lines=8, elem_id="sentences"
+    )
     with gr.Row():
-        noise = gr.Slider(0, 2, 0, step=0.05, label="Noise", info="In multiples of the latents' own size")
-        seed = gr.Number(1, precision=0, minimum=0, maximum=2**31 - 1, label="Seed of the noise")
-    back = gr.Button("Write back", variant="primary")
-    pairs = gr.Dataframe(headers=["given", "written back"], label="What the latents kept", **table)
+        noise = gr.Slider(0, 2, 0, step=0.05, label="Noise", info="In multiples of the latents' own size", **wide)
+        seed = gr.Number(1, precision=0, minimum=0, maximum=2**31 - 1, label="Seed of the noise", **wide)
+    back = gr.Button("Write back", variant="primary", elem_id="write-back")
+    pairs = gr.Dataframe(
+        headers=["given", "written back"], column_widths=["50%", "50%"], label="What the latents kept", **table
+    )
     gr.Markdown("### From one sentence to another")
     with gr.Row():
-        first = gr.Textbox("Tom had a red ball.", label="From")
-        last = gr.Textbox("The dog ran to the tree.", label="To")
-        steps = gr.Slider(3, 11, 7, step=1, label="Steps")
-    go = gr.Button("Go from one to the other")
-    way = gr.Dataframe(headers=["way", "sentence"], label="Between them", **table)
+        first = gr.Textbox("Tom had a red ball.", label="From", elem_id="from", **wide)
+        last = gr.Textbox("The dog ran to the tree.", label="To", elem_id="to", **wide)
+        steps = gr.Slider(3, 11, 7, step=1, label="Steps", **wide)
+    go = gr.Button("Go from one to the other", elem_id="between")
+    way = gr.Dataframe(headers=["way", "sentence"], column_widths=["20%", "80%"], label="Between them", **table)
     back.click(write_back, [text, noise, seed], pairs, api_name="reconstruct", concurrency_id="model")
     # Once the slider is let go, or a key has moved it.
     noise.release(write_back, [text, noise, seed], pairs, api_visibility="private", concurrency_id="model")
@@ -291,11 +313,20 @@ def main() -> None:
     """Starts the Space; Gradio takes address and port from GRADIO_SERVER_NAME and GRADIO_SERVER_PORT."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # The system's own font: nothing is fetched, and every weight is there.
-    font = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
+    # The system's own fonts: nothing is fetched, and every weight is there.
+    fonts = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
+    # Gradio's orange and its grey are too light to read on white.
+    theme = gr.themes.Default(font=fonts, font_mono=fonts).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        body_text_color_subdued="*neutral_500",
+    )
     build().launch(
-        theme=gr.themes.Default(font=font),
+        theme=theme,
         css_paths=HERE / "style.css",
+        js=(HERE / "keys.js").read_text(encoding="utf-8"),
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,

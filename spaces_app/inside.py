@@ -12,7 +12,8 @@ from hf_sllm.evaluation import score_documents
 # What is coloured fully.
 MOST_BITS = 10.0
 
-WIDTH, HEIGHT, MARGIN = 480, 320, 28
+# In units of the drawing; the caption lies below the map.
+WIDTH, HEIGHT, MARGIN, CAPTION = 480, 320, 28, 60
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,14 @@ def draw_map(sentences: list[Sentence]) -> str:
         kind = "given" if sentence.given else "written"
         points.append(
             f'<a href="#sentence-{number}" aria-label="{label}" class="{kind}"><title>{label}</title>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="11"/><text x="{x:.1f}" y="{y + 4:.1f}">{number}</text></a>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="11"/>'
+            f'<text x="{x:.1f}" y="{y:.1f}" dy="0.35em">{number}</text>'
+            # Shown while one points at the sentence or has gone to it by Tab.
+            f'<foreignObject class="caption" y="{HEIGHT}" width="{WIDTH}" height="{CAPTION}">'
+            f'<div aria-hidden="true">{label}</div></foreignObject></a>'
         )
     return (
-        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="Map of the sentences">'
+        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT + CAPTION}" role="group" aria-label="Map of the sentences">'
         f'<polyline points="{path}"/>{"".join(points)}</svg>'
     )
 
@@ -106,12 +111,14 @@ def mark_text(sentences: list[Sentence]) -> str:
     parts = []
     for number, sentence in enumerate(sentences, 1):
         tokens = "".join(
-            f'<span style="--share:{min(bits / MOST_BITS, 1):.0%}" title="{bits:.1f} bits">{escape(piece)}</span>'
+            f'<span style="--share:{min(bits / MOST_BITS, 1):.0%}" title="{bits:.1f} bits" data-bits="{bits:.1f}">'
+            f"{escape(piece)}</span>"
             for piece, bits in sentence.pieces
         )
         parts.append(f'<span class="sentence" id="sentence-{number}"><sup>{number}</sup>{tokens}</span>')
     bar = '<span class="bar" aria-hidden="true">|</span>'
-    return f'<div class="surprise">{bar.join(parts)}</div>'
+    switch = '<label><input type="checkbox"> Show the bits</label>'
+    return f'<div class="surprise">{switch}<div class="text">{bar.join(parts)}</div></div>'
 
 
 def escape(text: str) -> str:

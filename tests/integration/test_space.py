@@ -3,22 +3,21 @@
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+import torch
+from space_server import SPACE, running_space
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_sllm.embedded import embedded_checkpoint
+from hf_sllm.modeling import SentenceVaeConfig, SentenceVaeModel
 
 gradio = pytest.importorskip("gradio")
 from gradio_client import Client  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-SPACE = Path(__file__).resolve().parents[2] / "spaces_app"
 PROMPT = "Once upon a time"
 TEXT = "Tom had a red ball. He loved it. One day the ball was gone."
 
@@ -28,32 +27,18 @@ OPTIONS = (0.7, 1.0, 3, 1)
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    """The address of a Space in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("space") / "log"
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SLLM_")},
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "GRADIO_SERVER_PORT": str(port),
-    }
-    with log.open("w") as output:
-        server = subprocess.Popen([sys.executable, SPACE / "app.py"], env=environment, stdout=output, stderr=output)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(1200):
-            assert server.poll() is None, log.read_text()
-            try:
-                urlopen(address)
-                break
-            except URLError:
-                time.sleep(0.1)
+    """The address of a Space, whose sentence VAE has learned nothing unless SLLM_SENTENCE_VAE names another."""
+    folder = tmp_path_factory.mktemp("space")
+    vae = os.environ.get("SLLM_SENTENCE_VAE")
+    if not vae:
+        vae = folder / "vae"
+        config = AutoConfig.from_pretrained(embedded_checkpoint())
+        boundaries = {"boundary_token_ids": config.boundary_token_ids, "max_sentence_length": 12}
+        torch.manual_seed(0)
+        SentenceVaeModel(SentenceVaeConfig.from_text_config(config.text_config, **boundaries)).save_pretrained(vae)
+        AutoTokenizer.from_pretrained(embedded_checkpoint()).save_pretrained(vae)
+    with running_space(folder / "log", SLLM_SENTENCE_VAE=str(vae)) as (address, _):
         yield address
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +106,7 @@ def test_strange_text_comes_back_as_it_is(client):
 
 def test_inside_all_of_the_text_is_shown_and_each_sentence_once(client):
     picture, marked, summary = client.predict(TEXT, "Tom had", api_name="/look_inside")
-    shown = re.sub(r"<sup>\d+</sup>|<span class=\"bar\".*?</span>|<[^>]*>", "", marked)
+    shown = re.sub(r"<label>.*?</label>|<sup>\d+</sup>|<span class=\"bar\".*?</span>|<[^>]*>", "", marked)
     assert shown == TEXT
     assert picture.count("<circle") == marked.count('class="sentence"') == 3 and "Sentences: 3" in summary
     assert picture.count('class="given"') == 1
@@ -130,6 +115,23 @@ def test_inside_all_of_the_text_is_shown_and_each_sentence_once(client):
 def test_a_text_is_no_html(client):
     picture, marked, _ = client.predict("<img src=x> ${1} {{value}}", "", api_name="/look_inside")
     assert not re.search(r"<img|\$\{|\{\{", picture + marked)
+
+
+def test_sentences_are_written_back_in_their_order(client):
+    table = client.predict(TEXT, 0, 1, api_name="/reconstruct")
+    assert [given for given, _ in table["data"]] == [
+        "Tom had a red ball.",
+        "He loved it.",
+        "One day the ball was gone.",
+    ]
+
+
+def test_the_way_between_two_sentences_ends_where_writing_them_back_does(client):
+    first, last = "Tom had a red ball.", "The dog ran to the tree."
+    way = client.predict(first, last, 5, api_name="/between")["data"]
+    back = [client.predict(end, 0, 1, api_name="/reconstruct")["data"][0] for end in (first, last)]
+    assert [share for share, _ in way] == ["0%", "25%", "50%", "75%", "100%"]
+    assert [way[0][1], way[-1][1]] == [written for _, written in back]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page()
-    page.set_default_timeout(120_000)  # other work may have the machine
+    page.set_default_timeout(600_000)  # other work may have the machine
     yield page
     page.close()
 
@@ -155,10 +157,11 @@ def page(browser):
 def test_a_text_is_stopped_edited_and_gone_on_with(space, page):
     page.goto(space)
     page.get_by_text("Options").click()
-    page.locator("#sentences input[type=number]").fill("30")
-    page.get_by_role("button", name="Write", exact=True).click()
+    page.locator("#most input[type=number]").fill("30")
+    page.locator("#prompt textarea").press("Control+Enter")
     page.wait_for_function("document.querySelector('#written textarea').value.includes('.')")
-    page.get_by_role("button", name="Stop").click()
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelector('.figures caption').textContent === 'Stopped.'")
     page.wait_for_timeout(1000)
     written = page.locator("#written textarea")
     text = written.input_value()
@@ -171,10 +174,19 @@ def test_a_text_is_stopped_edited_and_gone_on_with(space, page):
     assert written.input_value().startswith(edited)
 
 
-@pytest.mark.parametrize(
-    "looks, width", [("light", 1200), ("dark", 1200), ("light", 390)], ids=["light", "dark", "phone"]
-)
-def test_a_browser_shows_sentences_and_asks_nobody_else(space, page, tmp_path, looks, width):
+def test_a_prompt_that_cannot_be_read_is_told_on_the_page(space, page):
+    page.goto(space)
+    for prompt, message in (("", "There is no text"), ("word " * 200_000, "give at most 8,000")):
+        page.get_by_label("How the story begins").fill(prompt)
+        page.get_by_role("button", name="Write", exact=True).click()
+        page.get_by_text(message).wait_for()
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+@pytest.mark.parametrize("looks", ["light", "dark"])
+def test_a_browser_shows_every_page_and_asks_nobody_else(space, page, tmp_path, looks, width):
+    """SLLM_SCREENSHOTS names a folder that keeps the pictures."""
+    pictures = Path(os.environ.get("SLLM_SCREENSHOTS") or tmp_path)
     page.set_viewport_size({"width": width, "height": 900})
     addresses, errors = [], []
     page.on("request", lambda request: addresses.append(request.url))
@@ -183,18 +195,47 @@ def test_a_browser_shows_sentences_and_asks_nobody_else(space, page, tmp_path, l
     # By keyboard: the prompt, then on to the button behind it.
     page.get_by_label("How the story begins").fill("The owl saw")
     page.keyboard.press("Tab")
+    assert focus_is_seen(page)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#written textarea').value.includes('.')")
+    page.get_by_text("Done.", exact=True).wait_for()
     assert page.locator("#written textarea").input_value().startswith("The owl saw")
     page.get_by_text("Look inside this text").click()
-    page.wait_for_selector(".map circle")
+    # What a pointer tells is told by keyboard too: a sentence on the map, the bits of a token.
+    point = page.locator(".map a").first
+    point.focus()
+    assert "The owl saw" in page.locator(".map a:focus .caption div").inner_text() and focus_is_seen(page)
+    page.get_by_label("Show the bits").press("Space")
+    bits = "getComputedStyle(document.querySelector('.sentence > span'), '::after').content"
+    assert float(page.evaluate(bits).strip('"')) >= 0
+    page.get_by_role("tab", name="Reconstruct", exact=True).click()
+    page.get_by_role("button", name="Write back").click()
+    page.get_by_role("button", name="Go from one to the other").click()
+    page.get_by_text("100%").locator("visible=true").first.wait_for()
     for tab in ("Look inside", "Reconstruct", "Learn", "Write"):
         page.get_by_role("tab", name=tab, exact=True).click()
+        if tab == "Look inside":
+            point.focus()
         page.wait_for_timeout(500)
-        page.screenshot(path=tmp_path / f"{tab}.png", full_page=True)
+        page.screenshot(path=pictures / f"{tab.lower().replace(' ', '-')}-{looks}-{width}.png", full_page=True)
         # Nothing sticks out at the side.
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     table = page.locator(".figures").bounding_box()
     assert table["x"] + table["width"] <= width
     assert errors == []
     assert [address for address in addresses if not address.startswith((space, "data:", "blob:"))] == []
+
+
+def focus_is_seen(page) -> bool:
+    """Whether what has the focus looks other than without it."""
+    looks = """element => JSON.stringify([element, ...element.querySelectorAll('*')].map(part => {
+        const style = getComputedStyle(part);
+        return [style.outline, style.boxShadow, style.borderColor, style.strokeWidth];
+    }))"""
+    focused = page.evaluate_handle("document.activeElement")
+    page.wait_for_timeout(300)
+    with_focus = focused.evaluate(looks)
+    focused.evaluate("element => element.blur()")
+    page.wait_for_timeout(300)
+    without = focused.evaluate(looks)
+    focused.evaluate("element => element.focus()")
+    return with_focus != without
