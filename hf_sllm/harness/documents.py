@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Names = str | Path | Sequence[str | Path]
 
 CHOICES = 4
-# Where a story is cut, as a share of its sentences.
-PLACES = (0.5, 0.25, 0.75)
+# Where a story is cut, as a share of its sentences: at so many places that a model of a point more or less shows.
+PLACES = tuple(part / 12 for part in range(1, 12))
 
 # Sentence-final punctuation, closing quotes and brackets, then the space before what does not begin in lower case. By
 # characters and not by a model's tokens, so that all models are asked the same.
@@ -62,8 +62,8 @@ def gsm8k(gsm8k_train: Names | None = None, gsm8k_test: Names | None = None, **o
 def cloze_questions(stories: Sequence[str]) -> list[dict[str, Any]]:
     """The begin of a story, and four sentences: the one that follows, and those that follow in the next three stories.
 
-    Each story is cut after a quarter, a half and three quarters of its sentences, if these are different places. The
-    same stories in the same order make the same questions. Stories of a single sentence make none.
+    Each story is cut after each twelfth of its sentences, where these are different places. The same
+    stories in the same order make the same questions. Stories of a single sentence make none.
 
     Returns:
         Rows of `context`, `choices`, which begin with the space that the story has before the sentence, and `label`,
@@ -98,11 +98,11 @@ def cloze_questions(stories: Sequence[str]) -> list[dict[str, Any]]:
 
 def _cut(story: str, place: float) -> tuple[str, str, str] | None:
     """What a story says up to some share of its sentences, the space that follows, and the sentence after it; None
-    where a cut nearer to the middle is the same."""
+    where an earlier cut is the same."""
     story = story.strip()
     gaps = [match.span(1) for match in _SENTENCE_GAP.finditer(story)]
-    number = int(place * len(gaps))
-    if not gaps or (place != PLACES[0] and number == int(PLACES[0] * len(gaps))):
+    *before, number = [int(earlier * len(gaps)) for earlier in PLACES if earlier <= place]
+    if not gaps or number in before:
         return None
     begin, end = gaps[number]
     sentence_end = gaps[number + 1][0] if number + 1 < len(gaps) else len(story)
