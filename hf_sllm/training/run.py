@@ -156,7 +156,10 @@ def make_backbone(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase)
 def make_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The SLLM, or in its stage the sentence VAE, as it is before training."""
     if arguments.sllm is not None:
-        return open_sllm(arguments.sllm, arguments.sllm_config or {})
+        model = open_sllm(arguments.sllm, arguments.sllm_config or {})
+        if arguments.lora is not None and is_adapted(model):
+            raise ValueError(f"`lora` makes adapters, and {arguments.sllm} has its own: leave it out.")
+        return model
     kind = SllmForCausalLM if arguments.stage == "sllm" else SentenceVaeModel
     fields = dict(arguments.sllm_config or {})
     if arguments.sentence_vae is not None:

@@ -52,7 +52,7 @@ def test_the_quick_start_is_five_lines_from_a_fresh_environment(tmp_path):
     (_, commands), *_ = code_of("docs/quickstart.md")
     assert len(commands.splitlines()) == 5
     copy = tmp_path / "copy"
-    leave_out = shutil.ignore_patterns(".*", "runs", "exp", "build", "site", "*.egg-info", "__pycache__")
+    leave_out = shutil.ignore_patterns(".*", "runs", "build", "site", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=leave_out)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     begin = time.monotonic()

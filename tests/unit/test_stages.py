@@ -108,6 +108,9 @@ def test_a_trained_sllm_gets_a_head_for_shortlists_and_is_else_what_it_was(run, 
     results, second = run(
         "second", sllm=str(first), freeze=["model"], sllm_config={"bag_of_words_weight": 1.0}, **named
     )
+    if adapted:
+        with pytest.raises(ValueError, match="`lora` makes adapters, and .* has its own"):
+            run("refused", sllm=str(first), lora={"r": 2}, **named)
     assert [result.name for result in results] == ["SLLM before", "SLLM"]
     assert results[0].bits_per_byte == pytest.approx(results[1].bits_per_byte, rel=1e-6)
     file = "adapter_model.safetensors" if adapted else "model.safetensors"
