@@ -159,7 +159,7 @@ def draw_masks(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
 
     sentence = torch.tensor(example.sentence)
     index = torch.arange(len(sentence))
-    tokens = Stream(torch.zeros_like(index), sentence, index, index)
+    tokens = Stream(torch.zeros_like(index), sentence, index, index, torch.zeros_like(index))
     mask_panel(first, seen(tokens, causal=False, context_length=0), example.sentence, example.tokens)
     first.set_title("encoder: a sentence sees itself, in both directions")
 

@@ -7,6 +7,7 @@ back on when it goes further back than the decoder's cache reaches.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -114,7 +115,7 @@ class SllmCache(Cache):
     def append_slots(self, query: Stream) -> Stream:
         """Announces new entries of the decoder's cache; returns all of them."""
         batch = torch.arange(len(query.row), device=query.row.device)[:, None]
-        query = Stream(batch.expand_as(query.row), query.sentence, query.index, query.position_ids)
+        query = replace(query, row=batch.expand_as(query.row))
         if self.slots is None:
             self.slots = query
         else:
@@ -136,7 +137,8 @@ class SllmCache(Cache):
         is_last[:-1] = begun[1:] != begun[:-1]
         self.open_latents[begun[is_last]] = states.view(-1, num_latents, width)[is_last]
         row, sentence = row.repeat_interleave(num_latents), self.num_sentences.repeat_interleave(num_latents)
-        old = Stream(row, sentence, torch.zeros_like(row), torch.zeros_like(row))
+        nowhere = torch.zeros_like(row)
+        old = Stream(row, sentence, nowhere, nowhere, nowhere)
         if self.is_empty:
             return states, stream
         pairs = zip(vars(old).values(), vars(stream).values(), strict=True)

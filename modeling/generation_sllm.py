@@ -15,11 +15,40 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache_sllm import SllmCache
 from .parallel_sllm import write_in_parallel
-from .shortlist_sllm import ShortlistedHead
+from .shortlist_sllm import ShortlistedHead, fit_directions
 
 
 class SllmGenerationMixin(GenerationMixin):
     """`generate` for the sentence-level language model."""
+
+    # What `fit_shortlist` found: `(rank, width)` and `(vocab, rank)`.
+    shortlist_fit: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def fit_shortlist(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, rank: int | None = None
+    ) -> None:
+        """Fits the lists of `generate(shortlist_size=…)` to some text of the kind to be written. Not saved.
+
+        Args:
+            input_ids: `(batch, length)`; a few thousand tokens are enough.
+            attention_mask: `(batch, length)`, 0 for padding.
+            rank: Directions of a state from which its logits are guessed: more of them guess better, more slowly. By
+                default 96, or the model's width if that is less.
+
+        Raises:
+            ValueError: If the text has fewer tokens than `rank`, or `rank` is below 1 or above the model's width.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        width = self.lm_head.weight.shape[1]
+        rank = min(96, width) if rank is None else rank
+        if not 1 <= rank <= min(width, int(mask.sum())):
+            raise ValueError(
+                f"`rank` is {rank}: it must be from 1 to the model's width, {width}, and `input_ids` must have as "
+                f"many tokens; they have {int(mask.sum())}."
+            )
+        states = self.model(input_ids, mask).last_hidden_state
+        self.shortlist_fit = fit_directions(states[mask.bool()], self.lm_head.weight, rank)
 
     def generate(
         self,
@@ -37,8 +66,9 @@ class SllmGenerationMixin(GenerationMixin):
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
                 the sentence loop; `math.inf` for no limit. A streamer then gets whole sentences. For greedy search
                 and sampling. Where nothing else bounds the length, so many of the longest sentences do.
-            shortlist_size: Choose each sentence's tokens among so many, which its beginning makes likely: faster, and
-                rarely another text. It needs `max_sentences`, and a model trained with a `bag_of_words_weight`.
+            shortlist_size: Choose each token among so many that are likely: faster, and rarely another text. It needs
+                `max_sentences`, and a model that was fitted (`fit_shortlist`), or else one trained with a
+                `bag_of_words_weight`: then a list serves a whole sentence, chosen as it begins.
             sentences_at_once: Write so many sentences side by side, from latents that are predicted that far ahead:
                 faster, and another text, see `write_in_parallel`. For a single row. It needs `max_sentences`, and a
                 model trained with a `next_latent_weight`.
@@ -57,10 +87,10 @@ class SllmGenerationMixin(GenerationMixin):
                     f"`shortlist_size` is {shortlist_size}: it must be at least 1, and needs `max_sentences` "
                     "(`math.inf` for no limit)."
                 )
-            if self.config.bag_of_words_weight == 0:
+            if self.config.bag_of_words_weight == 0 and self.shortlist_fit is None:
                 raise ValueError(
-                    f"`shortlist_size` is {shortlist_size}, and `bag_of_words_weight` of this model 0: it has not "
-                    "learned which tokens a sentence holds. Train it with a weight above 0."
+                    f"`shortlist_size` is {shortlist_size}, and this model was not fitted: call `fit_shortlist` with "
+                    "some text first. Or train it with a `bag_of_words_weight`, which is 0."
                 )
         if sentences_at_once is not None:
             if max_sentences is None or sentences_at_once < 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -96,7 +97,7 @@ class SentenceEncoder(nn.Module):
         first = sizes.cumsum(0) - sizes
         index = torch.arange(len(stream_sentence), device=sentence.device)
         position_ids = index - first[stream_sentence]
-        stream = Stream(torch.zeros_like(index), stream_sentence, index, position_ids)
+        stream = Stream(torch.zeros_like(index), stream_sentence, index, position_ids, torch.zeros_like(index))
 
         inputs_embeds = token_embeds
         if num_queries:
@@ -161,7 +162,7 @@ class SentenceDecoder(nn.Module):
         token_embeds, latents = drop_inputs(self.config, token_embeds, latents, self.training)
         if self.training and self.config.context_dropout > 0 and torch.rand(()) < self.config.context_dropout:
             context_length = 0  # what the text before says has to come through the latents
-        inputs_embeds, memory = self.embed(latents, token_embeds, positions)
+        inputs_embeds, memory = self.embed(latents, token_embeds, positions, repeats=context_length > 0)
         hidden_states = hidden_states or HiddenStates()
         if cache is None:
             states = run_stream(
@@ -172,9 +173,10 @@ class SentenceDecoder(nn.Module):
         return self.output_projection(states)
 
     def embed(
-        self, latents: torch.Tensor, token_embeds: torch.Tensor, positions: DecoderPositions
+        self, latents: torch.Tensor, token_embeds: torch.Tensor, positions: DecoderPositions, repeats: bool
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, Stream] | None]:
-        """The stream's embeddings `(F, width)`, and the latents to cross-attend to, if the model does."""
+        """The stream's embeddings `(F, width)`, and the latents to cross-attend to, if the model does. Where it
+        `repeats`, the last of a prefix is the token before as well: what comes next is predicted from there."""
         token_embeds = self.embed_projection(token_embeds)
         prefix = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)).to(token_embeds.dtype)
         memory = None
@@ -182,6 +184,9 @@ class SentenceDecoder(nn.Module):
             begins = positions.prefix_slot[:, 0].repeat_interleave(latents.shape[1])
             memory = (prefix.flatten(0, 1), positions.stream.map(lambda values: values[begins]))
             prefix = all_rows(self.sentence_start, latents.device).to(token_embeds.dtype).expand(len(latents), -1, -1)
+        if repeats:
+            before = F.pad(token_embeds, (0, 0, 0, 1))[positions.followed_token]  # at -1 zeros
+            prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + before[:, None]], 1)
         embeds = token_embeds.new_zeros(len(positions.stream.row), token_embeds.shape[-1])
         embeds = embeds.index_copy(0, positions.token_slot, token_embeds)
         return embeds.index_copy(0, positions.prefix_slot.flatten(), prefix.flatten(0, 1)), memory
@@ -256,8 +261,7 @@ class SentenceDecoder(nn.Module):
         Returns:
             S tensors of token ids, each up to and with the token that closes it.
         """
-        prefix = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype))
-        kwargs = {}
+        prefix, kwargs = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)), {}
         if self.config.conditioning == "cross_attention":
             kwargs["encoder_hidden_states"] = prefix
             prefix = all_rows(self.sentence_start, latents.device).expand(len(latents), -1, -1)
@@ -297,7 +301,9 @@ def all_rows(table: nn.Embedding, device: torch.device) -> torch.Tensor:
 
 def adjust_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """What some language models do to the LM head's output: Granite and Cohere scale it, Gemma 2 caps it."""
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if scale != 1.0:  # of a whole vocabulary, the product would be felt
+        logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

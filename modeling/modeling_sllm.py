@@ -348,10 +348,10 @@ class SllmModel(SllmPreTrainedModel):
     def _continue_sentences(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> torch.Tensor:
         """States `(batch, 1, width)` after one token more of each open sentence, where the mask is true."""
         restart = self.config.decoder_context_length == 0
-        row = torch.arange(len(mask), device=mask.device)
-        index = cache.num_positions.masked_fill(~mask[:, 0], -1)
+        row, index = torch.arange(len(mask), device=mask.device), cache.num_positions.masked_fill(~mask[:, 0], -1)
         position_ids = (cache.open_length if restart else cache.num_tokens) + 1
-        query = Stream(row, cache.num_sentences, index, position_ids).map(lambda values: values[:, None])
+        query = Stream(row, cache.num_sentences, index, position_ids, torch.zeros_like(row))
+        query = query.map(lambda values: values[:, None])
         check_length(query.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
         states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), query, cache)
         states = torch.where(mask[..., None], states, cache.last_state[:, None])

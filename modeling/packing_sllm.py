@@ -34,16 +34,18 @@ class Stream:
         sentence: Its sentence, numbered within the row.
         index: Its number within the row's stream, -1 for padding.
         position_ids: What the model is told.
+        prefix: How many positions of its sentence's prefix are left, itself included; 0 for a token.
     """
 
     row: torch.Tensor
     sentence: torch.Tensor
     index: torch.Tensor
     position_ids: torch.Tensor
+    prefix: torch.Tensor
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Stream":
         """The stream with a function applied to each of its tensors."""
-        return Stream(function(self.row), function(self.sentence), function(self.index), function(self.position_ids))
+        return Stream(*(function(values) for values in vars(self).values()))
 
 
 @dataclass
@@ -56,12 +58,14 @@ class DecoderPositions:
         prefix_slot: `(J, prefix_length)` positions of each prefix.
         output_slot: `(N,)` position whose output is the distribution of the token after each token: the last one of
             the prefix that follows it, if one does.
+        followed_token: `(J,)` the token after which each prefix comes, -1 for one with which a row begins.
     """
 
     stream: Stream
     token_slot: torch.Tensor
     prefix_slot: torch.Tensor
     output_slot: torch.Tensor
+    followed_token: torch.Tensor
 
 
 def decoder_positions(
@@ -106,6 +110,9 @@ def decoder_positions(
     prefixes_of_rows_before = (begins + followed_of_row).cumsum(0) - (begins + followed_of_row)
     sentence = past["sentences"][row] + prefixes - prefixes_of_rows_before[row] - begins[row]
 
+    prefix = torch.zeros_like(row)
+    prefix[prefix_slot] = prefix_length - torch.arange(prefix_length, device=device)
+
     # A prefix shares the position of the token before its sentence, so that tokens keep the distances of the text.
     position_ids = torch.zeros_like(row)
     position_ids[token_slot] = (layout.token_offset if restart else token_rank) + 1
@@ -113,8 +120,10 @@ def decoder_positions(
         before = torch.cat([past["tokens"][begins.bool()], token_rank[followed] + 1])[order]
         position_ids[prefix_slot] = before[:, None].expand_as(prefix_slot)
 
-    stream = Stream(row, sentence, slot - row_first[row] + past["positions"][row], position_ids)
-    return DecoderPositions(stream, token_slot, prefix_slot, output_slot)
+    stream = Stream(row, sentence, slot - row_first[row] + past["positions"][row], position_ids, prefix)
+    tokens = followed.nonzero().squeeze(1)
+    followed_token = torch.cat([torch.full_like(row_first[begins.bool()], -1), tokens])[order]
+    return DecoderPositions(stream, token_slot, prefix_slot, output_slot, followed_token)
 
 
 def output_slots(
@@ -200,7 +209,8 @@ def decoder_tail(
     position = torch.minimum(seen_from(output), first_key)
     for _ in range(depth - 1):
         position = seen_from(position)
-    first = sentence_at(position)
+    # One sentence more: a prefix repeats the token before it.
+    first = (sentence_at(position) - 1).clamp(min=0)
     past = {"tokens": tokens.gather(1, first[:, None]).squeeze(1), "sentences": first, "positions": start_of(first)}
     return DecoderTail(first, past, first_key)
 
@@ -265,14 +275,20 @@ class HiddenStates:
 
 
 def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> torch.Tensor:
-    """The mask rule, on streams whose tensors broadcast: a position sees its own sentence and, if causal, no later
-    position and the `context_length` positions before it."""
+    """The mask rule, on streams whose tensors broadcast. A position sees its own sentence. If causal, it sees no later
+    position, but the tokens among the `context_length` positions before it.
+
+    A prefix is there for its own sentence, and its last position, which predicts the first token, looks back for it.
+    The others do not. So the very first sees itself alone, as the first position of a text does: a place to rest
+    attention on. Pretrained models need one, and no more than one (attention sinks: Xiao et al. 2023, arXiv
+    2309.17453)."""
     same_row = (query.row == key.row) & (key.index >= 0)
     same_sentence = query.sentence == key.sentence
     if not causal:
         return same_row & same_sentence
     distance = query.index - key.index
-    return same_row & (distance >= 0) & (same_sentence | (distance <= context_length))
+    looks_back = (query.prefix <= 1) & (key.prefix == 0) & (distance <= context_length)
+    return same_row & (distance >= 0) & (same_sentence | looks_back)
 
 
 def run_stream(
@@ -371,8 +387,8 @@ def stream_mask(
 def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
     """The rule of `visible` as the block mask of flex attention, for a stream with tensors `(R, L)` that sees itself.
 
-    What a position sees is an interval of its row, so two tensors say it all; with more of them, torch 2.13 does not
-    compile the kernel on CPU.
+    From which position on each one sees, and up to which one it sees (if causal: is seen), is kept in one tensor: with
+    more of them, torch 2.13 does not compile the kernel on CPU.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -382,15 +398,21 @@ def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
     row_begins = begins_run(stream.row, padding)
     sentence_begins = row_begins | begins_run(stream.sentence, padding)
     first = torch.where(sentence_begins, position, 0).cummax(1).values
+    sentence_ends = nn.functional.pad(sentence_begins[:, 1:], (0, 1), value=True)
+    last = torch.where(sentence_ends, position, length).flip(1).cummin(1).values.flip(1)
     if causal:
         row_first = torch.where(row_begins, position, 0).cummax(1).values
-        first, last = torch.minimum(first, torch.maximum(position - context_length, row_first)), position
-    else:
-        sentence_ends = nn.functional.pad(sentence_begins[:, 1:], (0, 1), value=True)
-        last = torch.where(sentence_ends, position, length).flip(1).cummin(1).values.flip(1)
+        seen_from = torch.minimum(first, torch.maximum(position - context_length, row_first))
+        first = torch.where(stream.prefix <= 1, seen_from, first)
+        last = torch.where((stream.prefix > 0) & ~padding, last, length)
+
+    bounds = torch.stack([first, last], 1)  # (R, 2, L)
 
     def rule(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (key >= first[batch, query]) & (key <= last[batch, query])
+        sees = key >= bounds[batch, 0, query]
+        if causal:
+            return sees & (key <= query) & (query <= bounds[batch, 1, key])
+        return sees & (key <= bounds[batch, 1, query])
 
     return create_block_mask(rule, batch_size, None, length, length, device=str(position.device))
 

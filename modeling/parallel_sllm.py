@@ -209,7 +209,8 @@ class _SideBySide:
         if self.config.conditioning == "cross_attention":
             states = torch.cat([cache.open_latents, self.prefix.to(cache.open_latents.dtype)]).flatten(0, 1)
             row, sentence = (values.repeat_interleave(self.config.num_latents) for values in (self.row, self.sentence))
-            self.memory = (states, Stream(row, sentence, torch.zeros_like(row), torch.zeros_like(row)))
+            nowhere = torch.zeros_like(row)
+            self.memory = (states, Stream(row, sentence, nowhere, nowhere, nowhere))
             self.prefix = self.decoder.sentence_start(others[:, None])
 
     def begin(self) -> torch.Tensor:
@@ -231,7 +232,7 @@ class _SideBySide:
 
     def _run(self, embeds: torch.Tensor, index: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         row, sentence = (values[:, None].expand_as(index) for values in (self.row, self.sentence))
-        query = Stream(row, sentence, index, position_ids)
+        query = Stream(row, sentence, index, position_ids, torch.zeros_like(index))
         check_length(position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
         outputs = self.decoder.run_cached(embeds, query, self.config.decoder_context_length, self.cache, self.memory)
         return self.decoder.output_projection(outputs.last_hidden_state[:, -1].to(embeds.dtype))

@@ -1,8 +1,10 @@
-"""The tokens that a sentence may hold, chosen once as it begins: then a step multiplies with their rows of the LM head
-alone.
+"""The tokens that may come: then a step multiplies with their rows of the LM head alone.
 
-From the state that predicts a sentence's first token, the shortlist head makes one whose logits rank the tokens of the
-whole sentence. It learns by the bag-of-words loss (Zhao et al. 2017, arXiv 1703.10960, section 3.3).
+They are chosen in one of two ways. A model that was fitted to some text chooses them anew for each token: the LM
+head's product with a state is guessed from a few directions of it, which takes a fraction of the head (SVD-softmax:
+Shim et al. 2017, NeurIPS 30). Another one chooses them once for each sentence, as it begins: from the state that
+predicts the first token, the shortlist head makes one whose logits rank the tokens of the whole sentence. It learns by
+the bag-of-words loss (Zhao et al. 2017, arXiv 1703.10960, section 3.3).
 """
 
 from collections.abc import Callable
@@ -56,12 +58,43 @@ def token_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-class ShortlistedHead:
-    """The LM head of a batch that is being written: whole, until each row has begun a sentence.
+def guessed_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """What the LM head would nearly say of the states `(N, width)`, `(N, vocab)`, for the order alone: before what the
+    backbone does to logits. The end of text comes first."""
+    directions, table = model.shortlist_fit
+    bias = model.lm_head.bias
+    scores = F.linear(F.linear(states.to(table.dtype), directions), table, None if bias is None else bias.to(table))
+    eos = model.config.eos_token_id
+    scores[:, [] if eos is None else eos] = torch.inf
+    return scores
+
+
+def fit_directions(states: torch.Tensor, weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `rank` directions of a state from which the product with a matrix is guessed best, in the mean square over
+    these states.
 
     Args:
-        model (`SllmForCausalLM`): Has a `shortlist_head`.
-        size: How many tokens a sentence may hold, at most; the end of text is always one.
+        states: `(N, width)`.
+        weight: `(vocab, width)`.
+
+    Returns:
+        `directions`, `(rank, width)`, and `table`, `(vocab, rank)`: `table @ directions` stands for the matrix.
+    """
+    states, matrix = states.double(), weight.double()
+    moment = states.T @ states / len(states)
+    values, vectors = torch.linalg.eigh(moment + 1e-6 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment))
+    root = vectors * values.sqrt() @ vectors.T
+    directions = torch.linalg.eigh(root @ (matrix.T @ matrix) @ root).eigenvectors[:, -rank:]
+    table = matrix @ (root @ directions)
+    return (directions.T @ torch.linalg.inv(root)).to(weight), table.to(weight)
+
+
+class ShortlistedHead:
+    """The LM head of a batch that is being written. Without a fit it is whole until each row has begun a sentence.
+
+    Args:
+        model (`SllmForCausalLM`): Has a `shortlist_fit` or a `shortlist_head`.
+        size: How many tokens are on a list, at most; the end of text is always one.
     """
 
     def __init__(self, model: Any, size: int):
@@ -73,17 +106,25 @@ class ShortlistedHead:
         self.ready: torch.Tensor | None = None  # (batch,)
 
     def logits(self, states: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-        """`(batch, vocab)` logits of states `(batch, width)`, minus infinity for what is not on a row's list. Rows
-        that
-        begin a sentence, `(batch,)`, get a new list first."""
+        """`(batch, vocab)` logits of states `(batch, width)`, minus infinity for what is not on a row's list. Without
+        a fit, rows that begin a sentence, `(batch,)`, get a new list first."""
+        if self.model.shortlist_fit is not None:
+            head = self.model.lm_head
+            chosen = guessed_scores(self.model, states).topk(self.size, dim=1, sorted=False).indices
+            return self._listed(states, chosen, head.weight[chosen], None if head.bias is None else head.bias[chosen])
         if begins.any():
             self._choose(states, begins)
         if self.ready is None or not self.ready.all():
             return self.model.compute_logits(states)
-        listed = torch.bmm(self.weight, states[:, :, None]).squeeze(2)
-        listed = self.model.adjust_logits(listed if self.bias is None else listed + self.bias)
+        return self._listed(states, self.token_ids, self.weight, self.bias)
+
+    def _listed(
+        self, states: torch.Tensor, token_ids: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        listed = torch.bmm(weight, states[:, :, None]).squeeze(2)
+        listed = self.model.adjust_logits(listed if bias is None else listed + bias)
         everything = listed.new_full((len(states), self.model.config.vocab_size), -torch.inf)
-        return everything.scatter(1, self.token_ids, listed)
+        return everything.scatter(1, token_ids, listed)
 
     def _choose(self, states: torch.Tensor, begins: torch.Tensor) -> None:
         head = self.model.lm_head
@@ -100,4 +141,4 @@ class ShortlistedHead:
         self.ready = self.ready | begins
 
 
-__all__ = ["ShortlistedHead", "bag_of_words_loss", "token_scores"]
+__all__ = ["ShortlistedHead", "bag_of_words_loss", "fit_directions", "guessed_scores", "token_scores"]

@@ -28,7 +28,7 @@ from hf_sllm.modeling.shortlist_sllm import ShortlistedHead
 
 from .generation import Clock, Side, check_lengths, write
 from .report import DTYPES, VERSIONS_OF
-from .shapes import make_pair, random_text
+from .shapes import fit_shortlist, make_pair, random_text
 from .tables import table_of
 
 # What is no part: choosing tokens, laying out sentences, masks, embeddings, the maps to and from latents, the cache's
@@ -115,8 +115,9 @@ def benchmark_profile(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, sllm = (
         model.to(device, DTYPES[dtype]).eval()  # type: ignore[arg-type]
-        for model in make_pair(shapes, sentence_length, decoder_layers, bag_of_words_weight=1.0)
+        for model in make_pair(shapes, sentence_length, decoder_layers)
     )
+    fit_shortlist(sllm)
     by_sentence = {"max_sentences": math.inf}
     sides = [
         Side("backbone", backbone, {}),

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from .generation import Figures, check_lengths, make_sides, measure_generation
 from .roofline import Weights, memory_bandwidth, weights_read
-from .shapes import make_pair, random_text
+from .shapes import fit_shortlist, make_pair, random_text
 
 VERSIONS_OF = ("hf-sllm", "torch", "transformers")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -155,10 +155,11 @@ def benchmark_generation(
             settings.sentence_length,
             settings.decoder_layers,
             settings.preset,
-            bag_of_words_weight=0.0 if settings.shortlist_size is None else 1.0,
             next_latent_weight=0.0 if settings.sentences_at_once == 1 else 1.0,
         )
     )
+    if settings.shortlist_size is not None:
+        fit_shortlist(sllm)
     sides = make_sides(backbone, sllm, settings.compiled, settings.shortlist_size, settings.sentences_at_once)
     weights = [weights_read(side.model, side.options.get("shortlist_size"), side.sentences_at_once) for side in sides]
     found = Benchmark(

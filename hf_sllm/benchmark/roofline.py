@@ -72,8 +72,8 @@ def weights_read(model: PreTrainedModel, shortlist_size: int | None = None, sent
     each sentence its encoder, its backbone and the maps between. Of the embeddings only a few rows are read.
 
     Args:
-        shortlist_size: With it, an SLLM reads so many rows of the LM head for each token, a list for each row, and all
-            of it for each sentence.
+        shortlist_size: With it, an SLLM that was fitted reads so many rows of the LM head for each token, a list for
+            each row, and what it guesses the list from.
         sentences_at_once: So many tokens share what an SLLM reads for each token. For each sentence it reads the
             backbone once all the same: to look ahead, or to read what was written.
     """
@@ -86,7 +86,8 @@ def weights_read(model: PreTrainedModel, shortlist_size: int | None = None, sent
     if shortlist_size is None:
         return Weights((decoder + head) // sentences_at_once, everything - decoder)
     rows = head * shortlist_size // model.config.vocab_size
-    return Weights(decoder // sentences_at_once, everything - decoder + head, rows)
+    guess = size_of(model.shortlist_fit)  # type: ignore[arg-type]
+    return Weights((decoder + guess) // sentences_at_once, everything - decoder, rows)
 
 
 def size_of(parameters: Iterable[torch.Tensor]) -> int:

@@ -108,6 +108,11 @@ def backbone_config(shapes: str) -> PreTrainedConfig:
         raise ValueError(f"`shapes` is {shapes!r}: neither one of {known} nor a model that can be read.") from error
 
 
+def fit_shortlist(model: PreTrainedModel) -> None:
+    """Lets an SLLM choose lists of tokens, from random text."""
+    model.fit_shortlist(random_text(1, 512, 16, model.config.vocab_size).to(model.device))  # type: ignore[operator]
+
+
 def random_text(batch_size: int, length: int, sentence_length: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
     """`(batch_size, length)` random token ids in sentences of `sentence_length` tokens."""
     generator = torch.Generator().manual_seed(seed)

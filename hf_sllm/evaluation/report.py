@@ -277,7 +277,6 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
 # Measures that need what a model learns only where its config gives this loss a weight.
 LOSS_OF = {
     "reconstruction": "reconstruction_weight",
-    "shortlist": "bag_of_words_weight",
     "parallel": "next_latent_weight",
 }
 

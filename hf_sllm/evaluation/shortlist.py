@@ -8,31 +8,39 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data.blocks import BlockCollator, cut_at_sentences, document_ids
-from hf_sllm.modeling.shortlist_sllm import token_scores
+from hf_sllm.modeling.shortlist_sllm import guessed_scores, token_scores
 
-# Sentences at a time for which all tokens of the vocabulary are ranked.
-SENTENCES_AT_ONCE = 64
+# Sentences at a time for whose tokens the whole vocabulary is ranked.
+SENTENCES_AT_ONCE = 16
+# Lists are fitted to one block in so many; the others are looked at.
+FIT_EVERY = 4
 
 
 @dataclass(frozen=True)
 class ShortlistCoverage:
-    """How much of held-out text can be written from lists that are chosen as each sentence begins.
+    """How much of held-out text can be written from lists.
+
+    The ways to choose a list are "token", for each token, by `fit_shortlist`; "sentence", for each sentence as it
+    begins, of a model with a `bag_of_words_weight`; and "best", what the whole LM head finds most likely for each
+    token: a list that the model chooses cannot be expected to hold more.
 
     Attributes:
         sizes: Tokens on a list.
-        coverage: For each size, the share of the text's tokens that are on their sentence's list.
-        mass: For each size, the mean probability that the whole LM head gives to what is on the list.
-        tokens, sentences: How many were looked at: not the first sentence of a text, which is written without a list.
+        coverage: For each way and size, the share of the text's tokens that are on their list.
+        mass: Likewise the mean probability that the whole LM head gives to what is on the list.
+        same: Likewise the share of tokens where what the whole head finds most likely is on the list: greedy search
+            then writes the same.
+        tokens, sentences: How many were looked at: not the first sentence of a text, nor the blocks of the fit.
         seconds: Wall time.
     """
 
     sizes: tuple[int, ...]
-    coverage: tuple[float, ...]
-    mass: tuple[float, ...]
+    coverage: dict[str, tuple[float, ...]]
+    mass: dict[str, tuple[float, ...]]
+    same: dict[str, tuple[float, ...]]
     tokens: int
     sentences: int
     seconds: float
@@ -43,84 +51,93 @@ def shortlist_coverage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[Mapping[str, Any]],
-    sizes: Sequence[int] = (128, 256, 512, 1024, 2048, 4096),
+    sizes: Sequence[int] = (128, 512, 2048),
     batch_size: int = 8,
     block_size: int = 512,
     progress: bool = True,
 ) -> ShortlistCoverage:
-    """Chooses a list for every sentence, as generation does, and looks whether the sentence is on it.
+    """Chooses lists as generation does, and looks whether held-out text is on them.
 
     Args:
-        model: An SLLM with a `bag_of_words_weight` above 0.
+        model: An SLLM. It is fitted to a few of the blocks; a fit that it had is put back.
         tokenizer: Its own.
         documents: Rows with a `text`, held out.
-        sizes: Those above the vocabulary's are left out.
-        batch_size: Blocks at a time.
+        sizes: Those that are not below the vocabulary's are left out.
+        batch_size: Blocks at a time, and the most that are fitted to.
         block_size: Longest block in tokens; a longer document is cut at sentences.
         progress: Whether to show a progress bar, on standard error.
 
     Raises:
-        ValueError: If the model has no shortlist head, or no document has two sentences.
+        ValueError: If there are fewer than two blocks, or none of those looked at has two sentences.
     """
     begun = time.monotonic()
     config: Any = model.config
-    if getattr(config, "bag_of_words_weight", 0) == 0:
-        raise ValueError(
-            "`bag_of_words_weight` of this model is 0: it chooses no shortlist. Train an SLLM with a weight above 0."
-        )
     sizes = sorted(size for size in sizes if size < config.vocab_size)
     rows = document_ids([document["text"] for document in documents], tokenizer)
     blocks = [block for row in rows for block in cut_at_sentences(row, config, block_size)]
+    if len(blocks) < 2:
+        raise ValueError("`documents` make one block: lists are fitted to some and looked up in others. Pass more.")
     blocks.sort(key=len, reverse=True)
+    fit = blocks[::FIT_EVERY][:batch_size]
+    blocks = [block for number, block in enumerate(blocks) if number % FIT_EVERY or number >= FIT_EVERY * batch_size]
     batches = [blocks[first : first + batch_size] for first in range(0, len(blocks), batch_size)]
     collate = BlockCollator(tokenizer.eos_token_id)
-    was_training = model.training
+
+    def inputs_of(batch: list) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = collate([{"input_ids": row} for row in batch])
+        return inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device).bool()
+
+    was_training, had = model.training, model.shortlist_fit
     model.eval()
-    found = torch.zeros(2, len(sizes), dtype=torch.float64)  # tokens on the list, probability of the list
+    model.fit_shortlist(*inputs_of(fit))  # type: ignore[operator]
+    found: dict[str, torch.Tensor] = {}  # (3, sizes): tokens on the list, its probability, the same token
     tokens = sentences = 0
     for batch in track(batches, "Shortlisting", console=Console(stderr=True), disable=not progress, transient=True):
-        inputs = {
-            name: value.to(model.device) for name, value in collate([{"input_ids": row} for row in batch]).items()
-        }
-        on_list, mass, seen = _look_up(model, inputs["input_ids"], inputs["attention_mask"].bool(), sizes)
-        found += torch.stack([on_list, mass])
+        sums, seen = _look_up(model, *inputs_of(batch), sizes)
+        found = {way: found.get(way, 0) + sum_ for way, sum_ in sums.items()}
         tokens += seen[0]
         sentences += seen[1]
     model.train(was_training)
+    model.shortlist_fit = had
     if tokens == 0:
         raise ValueError("`documents` have no second sentence: there is nothing to look up.")
-    coverage, mass = (found / tokens).tolist()
+    means = {way: (sums / tokens).tolist() for way, sums in found.items()}
+    coverage, mass, same = ({way: tuple(mean[row]) for way, mean in means.items()} for row in range(3))
     seconds = time.monotonic() - begun
-    return ShortlistCoverage(tuple(sizes), tuple(coverage), tuple(mass), tokens, sentences, seconds)
+    return ShortlistCoverage(tuple(sizes), coverage, mass, same, tokens, sentences, seconds)
 
 
 def _look_up(
     model: Any, token_ids: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Of one batch: for each size tokens on their list and the list's probability, summed; tokens and sentences."""
+) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
+    """Of one batch: for each way the sums over its tokens, `(3, sizes)`; how many tokens and sentences."""
     states = model.model(token_ids, mask).last_hidden_state.flatten(0, 1)
     layout = model.model.segmenter.layout(token_ids, mask)
     ids = token_ids.flatten()[layout.token_index]
     bounds = layout.token_sentence.diff(prepend=layout.token_sentence.new_tensor([-1])).nonzero().squeeze(1)
     follows = layout.token_rank[bounds] > 0
     lengths = torch.bincount(layout.token_sentence)
-    on_list, mass = torch.zeros(2, len(sizes), dtype=torch.float64)
     chosen = follows.nonzero().squeeze(1)
+    sums: dict[str, torch.Tensor] = {}
     count = 0
     for part in chosen.split(SENTENCES_AT_ONCE):
-        starts = states[layout.token_index[bounds[part] - 1]]
-        order = token_scores(model, starts).argsort(-1, descending=True)  # (sentences, vocab)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).to(order).expand_as(order))
         place = torch.cat([torch.arange(int(bounds[s]), int(bounds[s] + lengths[s])) for s in part.tolist()]).to(ids)
-        group = torch.repeat_interleave(lengths[part])
-        # The state before each token, and what it gives to the tokens of the list.
-        before = states[layout.token_index[place - 1]]
-        probability = F.softmax(model.compute_logits(before).float(), -1).gather(1, order[group]).cumsum(1)
-        for number, size in enumerate(sizes):
-            on_list[number] += int((rank[group, ids[place]] < size).sum())
-            mass[number] += probability[:, size - 1].double().sum().cpu()
+        before = states[layout.token_index[place - 1]]  # the state before each token
+        logits = model.compute_logits(before).float()
+        ways = {"best": logits, "token": guessed_scores(model, before)}
+        if model.config.bag_of_words_weight > 0:
+            starts = states[layout.token_index[bounds[part] - 1]]
+            ways["sentence"] = token_scores(model, starts).repeat_interleave(lengths[part], 0)
+        for way, scores in ways.items():
+            order = scores.topk(max(sizes), -1).indices
+            on_list = (order == ids[place][:, None]).cumsum(1)
+            same = (order == logits.argmax(-1, keepdim=True)).cumsum(1)
+            mass = logits.softmax(-1).gather(1, order).cumsum(1)
+            last = [size - 1 for size in sizes]
+            each = torch.stack([values[:, last].double().sum(0).cpu() for values in (on_list, mass, same)])
+            sums[way] = sums.get(way, 0) + each
         count += len(place)
-    return on_list, mass, (count, len(chosen))
+    return sums, (count, len(chosen))
 
 
 __all__ = ["ShortlistCoverage", "shortlist_coverage"]

@@ -159,11 +159,18 @@ def reconstruction_lines(figures: Any) -> list[Line]:
 
 
 def shortlist_lines(figures: Any) -> list[Line]:
-    """What lists of each size hold."""
+    """What lists of each size hold, for each way of choosing them."""
     lines: list[Line] = []
-    for size, coverage, mass in zip(figures.sizes, figures.coverage, figures.mass, strict=True):
-        lines.append((f"tokens on lists of {size}", coverage, ".2%"))
-        lines.append((f"  probability of what is on them, {size}", mass, ".2%"))
+    ways = {"token": "a list for each token", "sentence": "a list for each sentence", "best": "the whole head's own"}
+    for way, name in ways.items():
+        if way not in figures.coverage:
+            continue
+        each = (figures.sizes, figures.coverage[way], figures.mass[way], figures.same[way])
+        for size, coverage, mass, same in zip(*each, strict=True):
+            lines.append((f"{name}, of {size}: tokens of the text on it", coverage, ".2%"))
+            lines.append(("  probability of what is on it", mass, ".2%"))
+            if way != "best":
+                lines.append(("  most likely token on it", same, ".2%"))
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 
@@ -186,6 +193,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "writing": ("Writing: samples that continue the documents", writing_lines),
     "brier": ("BrierLM: samples of the next tokens", brier_lines),
     "reconstruction": ("Reconstruction: sentences written back from their latents", reconstruction_lines),
-    "shortlist": ("Shortlist: the tokens of a sentence foretold as it begins", shortlist_lines),
+    "shortlist": ("Shortlist: whether the text is on the lists", shortlist_lines),
     "parallel": ("Sentences by themselves, from latents predicted so far ahead", parallel_lines),
 }

@@ -6,12 +6,13 @@ import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
-from hf_sllm.modeling.packing_sllm import Stream, flash_attention_kwargs, padded_rows, visible
+from hf_sllm.modeling.packing_sllm import Stream, decoder_positions, flash_attention_kwargs, padded_rows, visible
 
 
 def stream_of(row, sentence) -> Stream:
     row, sentence = torch.tensor(row), torch.tensor(sentence)
-    return Stream(row, sentence, torch.arange(len(row)), torch.zeros_like(row))
+    nowhere = torch.zeros_like(row)
+    return Stream(row, sentence, torch.arange(len(row)), nowhere, nowhere)
 
 
 def test_flash_arguments_bound_each_sentence():
@@ -32,6 +33,38 @@ def test_flash_arguments_allow_what_the_mask_rule_allows(causal):
         allowed[start:end, start:end] = block.tril() if causal else block
     queries, keys = stream.map(lambda values: values[:, None]), stream.map(lambda values: values[None])
     assert torch.equal(visible(queries, keys, causal, 0), allowed)
+
+
+def positions_of(model, token_ids):
+    """The decoder's stream of one text, which has a prefix before each sentence, and the closing tokens' numbers."""
+    layout = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
+    closes = layout.token_closes
+    begins = torch.ones(1, dtype=torch.bool)
+    return decoder_positions(layout, model.config.prefix_length, False, begins, closes), closes.nonzero().squeeze(1)
+
+
+def test_a_prefix_is_there_for_its_own_sentence_and_its_last_position_alone_looks_back():
+    model, token_ids = tiny_sllm(num_latents=3), random_ids(1, 40)
+    positions, closing = positions_of(model, token_ids)
+    stream = positions.stream
+    sees = visible(stream.map(lambda values: values[:, None]), stream.map(lambda values: values[None]), True, 1000)
+    prefix, tokens = positions.prefix_slot[2], positions.token_slot
+    before, sentence = tokens[tokens < prefix[0]], torch.arange(int(prefix[0]), int(positions.prefix_slot[3, 0]))
+    assert [sees[slot].nonzero().squeeze(1).tolist() for slot in prefix[:2]] == [[prefix[0]], prefix[:2].tolist()]
+    assert sees[prefix[2]].nonzero().squeeze(1).tolist() == [*before.tolist(), *prefix.tolist()]
+    assert sees[sentence[-1]].nonzero().squeeze(1).tolist() == [*before.tolist(), *sentence.tolist()]
+
+
+def test_the_last_of_a_prefix_is_the_token_before_as_well():
+    model, token_ids = tiny_sllm(num_latents=3), random_ids(1, 40)
+    positions, closing = positions_of(model, token_ids)
+    assert positions.followed_token.tolist() == [-1, *closing.tolist()]
+    decoder, embeds = model.model.sentence_decoder, model.get_input_embeddings()(token_ids[0])
+    latents = torch.randn(len(closing) + 1, 3, model.config.latent_size)
+    with_token, without = (decoder.embed(latents, embeds, positions, repeats)[0] for repeats in (True, False))
+    expected = torch.zeros_like(without)
+    expected[positions.prefix_slot[1:, -1]] = embeds[closing]
+    torch.testing.assert_close(with_token - without, expected)
 
 
 def test_the_flash_call_gets_these_arguments_and_no_mask(monkeypatch):

@@ -196,7 +196,7 @@ def test_sampled_sentences_stream_whole_stop_where_told_and_are_told_with_their_
         put, end = list.append, lambda self: None
 
     text, pieces = random_ids(1, 15), Pieces()
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     found = model.generate(
         text,
         **{**GREEDY, "do_sample": True, "max_sentences": 7},

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from hf_sllm.benchmark import make_pair, random_text
 from hf_sllm.benchmark.generation import Side
 from hf_sllm.benchmark.profile import PARTS, REST, PartClock, profile_sides
+from hf_sllm.benchmark.shapes import fit_shortlist
 from hf_sllm.cli import app
 
 
@@ -39,7 +40,8 @@ def test_every_moment_counts_for_one_part(monkeypatch):
 
 def test_parts_are_called_as_often_as_each_way_of_writing_says():
     torch.manual_seed(0)
-    backbone, sllm = (model.eval() for model in make_pair("tiny", 4, decoder_layers=1, bag_of_words_weight=1.0))
+    backbone, sllm = (model.eval() for model in make_pair("tiny", 4, decoder_layers=1))
+    fit_shortlist(sllm)
     loop = {"max_sentences": math.inf}
     sides = [Side("", backbone, {}), Side("", sllm, {}), Side("", sllm, loop)]
     sides.append(Side("", sllm, {**loop, "shortlist_size": 30}))
@@ -47,8 +49,7 @@ def test_parts_are_called_as_often_as_each_way_of_writing_says():
     calls = [profile.calls for profile in profiles]
     assert calls[0] == {"decoder": 0, "LM head": 1, "backbone": 1, "encoder": 0}
     assert calls[1] == calls[2] == {"decoder": 1, "LM head": 1, "backbone": 1 / 4, "encoder": 1 / 4}
-    # As a sentence begins, the whole head makes the list.
-    assert calls[3] == {**calls[2], "LM head": 1 + 1 / 4}
+    assert calls[3] == calls[2]
     operations = [profile.operations for profile in profiles]
     # Of the tiny LM head it is the product, without a bias.
     assert operations[0]["LM head"] == operations[1]["LM head"] == operations[2]["LM head"] == 1

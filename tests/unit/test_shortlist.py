@@ -1,4 +1,4 @@
-"""A sentence's tokens are chosen once, as it begins: with all of them nothing changes, others never come."""
+"""Tokens are chosen from lists: with all tokens on them nothing changes, others never come."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCAB_SIZE, random_ids, tiny_sllm
 
-from hf_sllm.modeling.shortlist_sllm import ShortlistedHead
+from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,35 @@ def test_logits_on_the_list_are_those_of_the_head_and_the_others_minus_infinity(
     torch.testing.assert_close(logits[listed], everything[listed])
 
 
+def test_a_fit_guesses_from_few_directions_what_the_head_says_of_the_text():
+    """States that lie in three directions are told by three; others are not."""
+    torch.manual_seed(0)
+    states, weight = torch.randn(50, 3) @ torch.randn(3, 16), torch.randn(61, 16)
+    directions, table = fit_directions(states, weight, 3)
+    assert directions.shape == (3, 16) and table.shape == (61, 3)
+    torch.testing.assert_close(states @ directions.T @ table.T, states @ weight.T, rtol=1e-2, atol=1e-2)
+    other = torch.randn(50, 16)
+    assert (other @ directions.T @ table.T - other @ weight.T).std() > 1
+
+
+def test_a_fitted_model_chooses_a_list_for_each_token_and_from_all_directions_writes_the_same_text():
+    model, token_ids = tiny_sllm(), random_ids(3, 20)
+    expected = generate(model, token_ids)
+    model.fit_shortlist(random_ids(4, 50))
+    assert torch.equal(generate(model, token_ids, shortlist_size=2), expected)
+    states = model.model(token_ids).last_hidden_state[:, -1]
+    logits = ShortlistedHead(model, 7).logits(states, torch.zeros(3, dtype=torch.bool))
+    assert (logits > -torch.inf).sum(1).tolist() == [7, 7, 7] and "shortlist" not in str(model.state_dict().keys())
+    listed = logits > -torch.inf
+    torch.testing.assert_close(logits[listed], model.compute_logits(states)[listed])
+
+
+@pytest.mark.parametrize("rank", [0, 33, 21])
+def test_a_rank_that_cannot_be_fitted_is_refused(rank):
+    with pytest.raises(ValueError, match="`rank` is"):
+        tiny_sllm().fit_shortlist(random_ids(1, 20), rank=rank)
+
+
 def test_the_loss_is_the_cross_entropy_of_each_token_given_its_sentences_beginning(model):
     token_ids = random_ids(2, 40)
     model.train()
@@ -83,7 +112,7 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_its_sentences_beginni
 @pytest.mark.parametrize(
     "weight, kwargs, message",
     [
-        (0.0, {"shortlist_size": 5}, "has not learned which tokens a sentence holds"),
+        (0.0, {"shortlist_size": 5}, "was not fitted: call `fit_shortlist`"),
         (1.0, {"shortlist_size": 5, "max_sentences": None}, "needs `max_sentences`"),
         (1.0, {"shortlist_size": 0}, "`shortlist_size` is 0"),
     ],
@@ -97,8 +126,8 @@ def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
     from hf_sllm.evaluation import shortlist
 
     model = tiny_sllm(bag_of_words_weight=0.5)
-    token_ids = random_ids(2, 40)
-    monkeypatch.setattr(shortlist, "document_ids", lambda texts, tokenizer: token_ids.tolist())
+    token_ids, other = random_ids(1, 40), random_ids(1, 41, seed=5)  # the longest block is for the fit
+    monkeypatch.setattr(shortlist, "document_ids", lambda texts, tokenizer: [*token_ids.tolist(), *other.tolist()])
     tokenizer = type("Tokenizer", (), {"eos_token_id": 2})
     found = shortlist.shortlist_coverage(model, tokenizer, [], sizes=(3, 20, 60, 61), progress=False)
 
@@ -117,7 +146,9 @@ def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
         if layout.token_closes[row * 40 + rank]:
             start = states[row, rank]
     assert (found.sizes, found.tokens) == ((3, 20, 60), count)
-    assert found.coverage[1] == pytest.approx(on_list / count) and found.mass[1] == pytest.approx(
-        mass / count, abs=1e-5
-    )
-    assert found.coverage[0] < found.coverage[1] < found.coverage[2]
+    assert found.coverage["sentence"][1] == pytest.approx(on_list / count)
+    assert found.mass["sentence"][1] == pytest.approx(mass / count, abs=1e-5)
+    assert found.coverage["sentence"][0] < found.coverage["sentence"][1] < found.coverage["sentence"][2]
+    # All directions of a state guess the head itself, but for the end of text, which is always on the list.
+    assert found.same["token"] == (1, 1, 1) and model.shortlist_fit is None
+    assert found.mass["token"][1] == pytest.approx(found.mass["best"][1], abs=0.03)
