@@ -34,14 +34,14 @@ class SllmGenerationMixin(GenerationMixin):
             input_ids: `(batch, length)`; a few thousand tokens are enough.
             attention_mask: `(batch, length)`, 0 for padding.
             rank: Directions of a state from which its logits are guessed: more of them guess better, more slowly. By
-                default 96, or the model's width if that is less.
+                default 128, or the model's width if that is less.
 
         Raises:
             ValueError: If the text has fewer tokens than `rank`, or `rank` is below 1 or above the model's width.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         width = self.lm_head.weight.shape[1]
-        rank = min(96, width) if rank is None else rank
+        rank = min(128, width) if rank is None else rank
         if not 1 <= rank <= min(width, int(mask.sum())):
             raise ValueError(
                 f"`rank` is {rank}: it must be from 1 to the model's width, {width}, and `input_ids` must have as "

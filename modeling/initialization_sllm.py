@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .loading_sllm import HUB_KEYWORDS, check_adapter, check_checkpoint
+from .loading_sllm import HUB_KEYWORDS, check_adapter, check_checkpoint, weight_files
 from .presets_sllm import select_layers
 from .segmentation_sllm import boundary_tokens
 
@@ -57,7 +57,8 @@ class FromBackboneMixin:
         config = copy.deepcopy(config)
         config.backbone_origin = None  # with weights of its own, it is a model like any other
         model: Any = cls(config)  # type: ignore[call-arg]
-        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto")
+        weight_files(origin["name_or_path"], config, {})  # whoever made the adapters named it: no pickle
+        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto", use_safetensors=True)
         copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
         model.backbone_origin = origin
         return model

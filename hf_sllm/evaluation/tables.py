@@ -167,10 +167,10 @@ def shortlist_lines(figures: Any) -> list[Line]:
             continue
         each = (figures.sizes, figures.coverage[way], figures.mass[way], figures.same[way])
         for size, coverage, mass, same in zip(*each, strict=True):
-            lines.append((f"{name}, of {size}: tokens of the text on it", coverage, ".2%"))
-            lines.append(("  probability of what is on it", mass, ".2%"))
+            lines.append((f"{name}, {size}: the text's tokens", coverage, ".2%"))
+            lines.append((f"  probability, {way} {size}", mass, ".2%"))
             if way != "best":
-                lines.append(("  most likely token on it", same, ".2%"))
+                lines.append((f"  most likely token, {way} {size}", same, ".2%"))
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 

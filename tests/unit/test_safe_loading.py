@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from models import random_ids, tiny_sllm
+from models import random_ids, tiny_backbone, tiny_sllm
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_sllm.modeling import SllmForCausalLM, loading_sllm
+from hf_sllm.modeling import SllmConfig, SllmForCausalLM, loading_sllm
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -157,6 +157,18 @@ def test_an_adapter_that_is_pickled_or_broken_is_refused(saved, tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=r"without adapter_model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_backbone_that_adapters_name_is_refused_if_it_is_pickled(tmp_path):
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    model = SllmForCausalLM.from_backbone(str(tmp_path / "backbone"), boundary_token_ids=[1])
+    model.config.backbone_origin = model.backbone_origin
+    model.config.save_pretrained(tmp_path / "adapters")
+    config = SllmConfig.from_pretrained(tmp_path / "adapters")
+    SllmForCausalLM.from_origin(config)
+    pickled(tmp_path / "backbone")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle"):
+        SllmForCausalLM.from_origin(config)
 
 
 @torch.no_grad()
