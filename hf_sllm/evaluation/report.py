@@ -274,9 +274,10 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "parallel": _parallel,
 }
 
-# Measures that need what a model learns only where its config gives this loss a weight.
+# Measures taken by default only where the config gives this loss a weight: without it most models cannot be measured.
 LOSS_OF = {
     "reconstruction": "reconstruction_weight",
+    "shortlist": "bag_of_words_weight",
     "parallel": "next_latent_weight",
 }
 

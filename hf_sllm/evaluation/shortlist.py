@@ -20,27 +20,38 @@ FIT_EVERY = 4
 
 
 @dataclass(frozen=True)
+class Lists:
+    """What lists hold that are chosen in one way.
+
+    Attributes:
+        way: "token", a list for each token, by `fit_shortlist`; "sentence", one for each sentence as it begins, of a
+            model with a `bag_of_words_weight`; or "best", what the whole LM head finds most likely for each token: a
+            list that the model chooses cannot be expected to hold more.
+        coverage: For each size, the share of the text's tokens that are on their list.
+        mass: The mean probability that the whole LM head gives to what is on the list.
+        same: The share of tokens where what the whole head finds most likely is on the list: greedy search then writes
+            the same.
+    """
+
+    way: str
+    coverage: tuple[float, ...]
+    mass: tuple[float, ...]
+    same: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ShortlistCoverage:
     """How much of held-out text can be written from lists.
 
-    The ways to choose a list are "token", for each token, by `fit_shortlist`; "sentence", for each sentence as it
-    begins, of a model with a `bag_of_words_weight`; and "best", what the whole LM head finds most likely for each
-    token: a list that the model chooses cannot be expected to hold more.
-
     Attributes:
         sizes: Tokens on a list.
-        coverage: For each way and size, the share of the text's tokens that are on their list.
-        mass: Likewise the mean probability that the whole LM head gives to what is on the list.
-        same: Likewise the share of tokens where what the whole head finds most likely is on the list: greedy search
-            then writes the same.
+        lists: For each way of choosing them.
         tokens, sentences: How many were looked at: not the first sentence of a text, nor the blocks of the fit.
         seconds: Wall time.
     """
 
     sizes: tuple[int, ...]
-    coverage: dict[str, tuple[float, ...]]
-    mass: dict[str, tuple[float, ...]]
-    same: dict[str, tuple[float, ...]]
+    lists: tuple[Lists, ...]
     tokens: int
     sentences: int
     seconds: float
@@ -101,10 +112,8 @@ def shortlist_coverage(
     model.shortlist_fit = had
     if tokens == 0:
         raise ValueError("`documents` have no second sentence: there is nothing to look up.")
-    means = {way: (sums / tokens).tolist() for way, sums in found.items()}
-    coverage, mass, same = ({way: tuple(mean[row]) for way, mean in means.items()} for row in range(3))
-    seconds = time.monotonic() - begun
-    return ShortlistCoverage(tuple(sizes), coverage, mass, same, tokens, sentences, seconds)
+    lists = tuple(Lists(way, *map(tuple, (sums / tokens).tolist())) for way, sums in found.items())
+    return ShortlistCoverage(tuple(sizes), lists, tokens, sentences, time.monotonic() - begun)
 
 
 def _look_up(
@@ -131,8 +140,8 @@ def _look_up(
         for way, scores in ways.items():
             order = scores.topk(max(sizes), -1).indices
             on_list = (order == ids[place][:, None]).cumsum(1)
-            same = (order == logits.argmax(-1, keepdim=True)).cumsum(1)
             mass = logits.softmax(-1).gather(1, order).cumsum(1)
+            same = (order == logits.argmax(-1, keepdim=True)).cumsum(1)
             last = [size - 1 for size in sizes]
             each = torch.stack([values[:, last].double().sum(0).cpu() for values in (on_list, mass, same)])
             sums[way] = sums.get(way, 0) + each
@@ -140,4 +149,4 @@ def _look_up(
     return sums, (count, len(chosen))
 
 
-__all__ = ["ShortlistCoverage", "shortlist_coverage"]
+__all__ = ["Lists", "ShortlistCoverage", "shortlist_coverage"]

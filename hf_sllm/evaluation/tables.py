@@ -162,15 +162,13 @@ def shortlist_lines(figures: Any) -> list[Line]:
     """What lists of each size hold, for each way of choosing them."""
     lines: list[Line] = []
     ways = {"token": "a list for each token", "sentence": "a list for each sentence", "best": "the whole head's own"}
-    for way, name in ways.items():
-        if way not in figures.coverage:
-            continue
-        each = (figures.sizes, figures.coverage[way], figures.mass[way], figures.same[way])
+    for lists in figures.lists:
+        each = (figures.sizes, lists.coverage, lists.mass, lists.same)
         for size, coverage, mass, same in zip(*each, strict=True):
-            lines.append((f"{name}, {size}: the text's tokens", coverage, ".2%"))
-            lines.append((f"  probability, {way} {size}", mass, ".2%"))
-            if way != "best":
-                lines.append((f"  most likely token, {way} {size}", same, ".2%"))
+            lines.append((f"{ways[lists.way]}, {size}: the text's tokens", coverage, ".2%"))
+            lines.append((f"  probability, {lists.way} {size}", mass, ".2%"))
+            if lists.way != "best":
+                lines.append((f"  most likely token, {lists.way} {size}", same, ".2%"))
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 

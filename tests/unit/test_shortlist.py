@@ -146,9 +146,10 @@ def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
         if layout.token_closes[row * 40 + rank]:
             start = states[row, rank]
     assert (found.sizes, found.tokens) == ((3, 20, 60), count)
-    assert found.coverage["sentence"][1] == pytest.approx(on_list / count)
-    assert found.mass["sentence"][1] == pytest.approx(mass / count, abs=1e-5)
-    assert found.coverage["sentence"][0] < found.coverage["sentence"][1] < found.coverage["sentence"][2]
+    best, by_token, by_sentence = found.lists
+    assert by_sentence.coverage[1] == pytest.approx(on_list / count)
+    assert by_sentence.mass[1] == pytest.approx(mass / count, abs=1e-5)
+    assert by_sentence.coverage[0] < by_sentence.coverage[1] < by_sentence.coverage[2]
     # All directions of a state guess the head itself, but for the end of text, which is always on the list.
-    assert found.same["token"] == (1, 1, 1) and model.shortlist_fit is None
-    assert found.mass["token"][1] == pytest.approx(found.mass["best"][1], abs=0.03)
+    assert by_token.same == (1, 1, 1) and model.shortlist_fit is None
+    assert by_token.mass[1] == pytest.approx(best.mass[1], abs=0.03)
