@@ -47,7 +47,7 @@ def test_sft_lowers_the_loss_and_what_it_saves_loads(kind, adapted, tmp_path):
     )
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.97 * losses[0]
     trainer.save_model()
     loaded = (AutoPeftModelForCausalLM if adapted else AutoModelForCausalLM).from_pretrained(tmp_path / "trained")
     with torch.no_grad():

@@ -230,8 +230,8 @@ def test_the_sentence_loop_runs_the_backbone_once_per_sentence_for_the_whole_bat
 def test_max_sentences_alone_bounds_the_length():
     model, prompt = tiny_sllm(), random_ids(1, 12)
     model.generation_config.max_length = model.generation_config.max_new_tokens = None
-    written = model.generate(prompt, max_sentences=8, do_sample=False, suppress_tokens=[2])
-    assert sum(closed_sentences(model, written)[12:]) == 8 and written.shape[1] - 12 > 20
+    written = model.generate(prompt, max_sentences=12, do_sample=False, suppress_tokens=[2])
+    assert sum(closed_sentences(model, written)[12:]) == 12 and written.shape[1] - 12 > 20
 
 
 def test_the_sentence_loop_returns_a_cache_that_fits_the_text_or_none():

@@ -15,7 +15,7 @@ from hf_sllm import SllmForCausalLM
 from hf_sllm.data import train_tokenizer
 from hf_sllm.evaluation import bits_per_byte, report
 from hf_sllm.evaluation.plots import plot_evaluation
-from hf_sllm.evaluation.report import MEASURES, evaluate
+from hf_sllm.evaluation.report import MEASURES, Evaluation, evaluate
 from hf_sllm.evaluation.tables import print_evaluation
 
 TEXTS = ["The owl said no. The dog saw it. Yes. It was late.", "The owl saw the dog. No. The dog ran. It was."]
@@ -131,18 +131,20 @@ def test_every_measure_of_odd_documents_is_a_figure_or_a_reason(texts, names, tm
     print_evaluation(found, Console(file=io.StringIO()))
 
 
-def test_a_model_that_learned_shortlists_and_to_look_ahead_is_measured_by_them_too(names):
+def test_a_model_that_learned_shortlists_and_to_look_ahead_is_measured_by_them_too(names, tmp_path):
     found = evaluate(names[0][: -len("sllm")] + "listing", DOCUMENTS, ["texts.jsonl"], progress=False)
-    assert 0 < found.sides[0].figures["shortlist"].coverage[0] <= 1
+    ways = {lists.way: lists for lists in found.sides[0].figures["shortlist"].lists}
+    assert ways.keys() == {"best", "token", "sentence"} and 0 < ways["sentence"].coverage[0] <= 1
     cost = found.sides[0].figures["parallel"]
     # The sentences after the third: of the first text one, of the second one, and their ends.
     assert (cost.sentences, cost.bytes) == (4, len(" It was late.") + len(" It was."))
     bits = cost.tokens / cost.bytes / math.log(2)
     assert cost.bits_per_byte == pytest.approx([nats * bits for nats in cost.nats])
+    found.save(tmp_path / "evaluation.json")
     console = Console(record=True, width=160, file=io.StringIO())
-    print_evaluation(found, console)
+    print_evaluation(Evaluation.load(tmp_path / "evaluation.json"), console)
     text = console.export_text()
-    assert "tokens on lists of 128" in text and "bits per byte, 3 sentences ahead" in text
+    assert "a list for each sentence, 128: the text's tokens" in text and "bits per byte, 3 sentences ahead" in text
 
 
 def test_nothing_to_measure_and_unknown_measures_are_refused(names):
