@@ -26,7 +26,7 @@ def sft_trainer(
     model: PreTrainedModel, kind: str, folder: Path, peft_config: LoraConfig | None = None, **options: Any
 ) -> SFTTrainer:
     arguments = SFTConfig(
-        folder, max_steps=8, per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1, use_cpu=True,
+        folder, max_steps=12, per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1, use_cpu=True,
         bf16=False, report_to="none", disable_tqdm=True, save_strategy="no", **options,
     )  # fmt: skip
     rows = Dataset.from_list(ROWS[kind])
@@ -47,7 +47,7 @@ def test_sft_lowers_the_loss_and_what_it_saves_loads(kind, adapted, tmp_path):
     )
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.97 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     trainer.save_model()
     loaded = (AutoPeftModelForCausalLM if adapted else AutoModelForCausalLM).from_pretrained(tmp_path / "trained")
     with torch.no_grad():
