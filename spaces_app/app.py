@@ -1,6 +1,6 @@
 """The Gradio Space: write with an SLLM, look inside it, reconstruct sentences, learn how it works.
 
-`python app.py` runs it offline with the checkpoint that comes with hf_sllm. Environment variables name other models:
+`python app.py` runs it offline with the checkpoints that come with hf_sllm. Environment variables name other models:
 
 - SLLM_MODEL: the SLLM;
 - SLLM_BASELINE: the model that writes token by token beside it;
@@ -103,7 +103,7 @@ def build() -> gr.Blocks:
     if sllm[0].config.model_type != "sllm":
         raise ValueError(f"SLLM_MODEL is a {sllm[0].config.model_type!r} model: give an SLLM.")
     baseline = os.environ.get("SLLM_BASELINE")
-    vae = os.environ.get("SLLM_SENTENCE_VAE")
+    vae = load(os.environ.get("SLLM_SENTENCE_VAE") or embedded_checkpoint("sentence-vae"))
     with gr.Blocks(title="A language model that thinks in sentences", analytics_enabled=False) as demo:
         gr.Markdown("# A language model that thinks in sentences")
         with gr.Tabs() as tabs:
@@ -112,7 +112,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Look inside", id="inside"):
                 inside_page(sllm, written, prompt, look, tabs)
             with gr.Tab("Reconstruct", id="reconstruct"):
-                reconstruct_page(load(vae) if vae else None)
+                reconstruct_page(vae)
             with gr.Tab("Learn", id="learn"):
                 gr.HTML(f'<div class="picture">{(HERE / "how.svg").read_text(encoding="utf-8")}</div>')
                 gr.Markdown((HERE / "learn.md").read_text(encoding="utf-8"))
@@ -262,16 +262,8 @@ def inside_page(sllm: tuple, written: gr.Textbox, prompt: gr.Textbox, look: gr.B
     ).then(look_inside, [text, prompt], outputs, api_visibility="private", concurrency_id="model")
 
 
-def reconstruct_page(vae: tuple | None) -> None:
+def reconstruct_page(vae: tuple) -> None:
     """The page on which a decoder writes sentences back from their latents."""
-    if vae is None:
-        gr.Markdown(
-            "This page needs a model that has learned to write a sentence back from its latents: a sentence VAE, or "
-            "an SLLM trained with a `reconstruction_weight` above 0. The model of this Space has learned to write the "
-            "next sentence only. Start the Space with such a model in `SLLM_SENTENCE_VAE`: its folder, or its name "
-            "on the Hub."
-        )
-        return
 
     @told
     def write_back(text: str, noise: float, seed: int | None) -> list[tuple[str, str]]:

@@ -15,7 +15,9 @@ from .common import app, told_plainly
 def card(
     model: Annotated[str, typer.Argument(help="Folder of an SLLM or a sentence VAE, or its name on the Hub.")],
     output: Annotated[Path, typer.Option(help="The file to write.")],
-    evaluation: Annotated[Path | None, typer.Option(help="evaluation.json of `hf-sllm eval --output`.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="The JSON of `hf-sllm eval --output`; by default that beside the model.")
+    ] = None,
     about: Annotated[Path | None, typer.Option(help="A YAML file of what no file tells: data, licences, use.")] = None,
     repo: Annotated[str | None, typer.Option(help="Its name on the Hub, if it is to lie there with its code.")] = None,
 ) -> None:

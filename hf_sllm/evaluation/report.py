@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from hf_sllm.data.statistics import sentence_rule
 
@@ -352,8 +353,9 @@ def evaluate(
 
 
 def _load(name: str) -> PreTrainedModel:
-    """In float32, where a figure counts."""
-    is_vae = AutoConfig.from_pretrained(name).model_type == "sentence_vae"
+    """In float32, where a figure counts. Adapters are found with the language model that they adapt."""
+    is_adapter = find_adapter_config_file(name) is not None
+    is_vae = not is_adapter and AutoConfig.from_pretrained(name).model_type == "sentence_vae"
     model: Any = (AutoModel if is_vae else AutoModelForCausalLM).from_pretrained(name, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

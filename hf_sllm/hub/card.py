@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from hf_sllm.evaluation.report import Evaluation
 from hf_sllm.evaluation.tables import TABLES, cells_of
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
+from hf_sllm.modeling.loading_sllm import shapes_in
 from hf_sllm.training.results import COLUMNS
 
 MARK = "<!-- Made by `hf-sllm card`; sha256 {} -->"
@@ -65,7 +66,7 @@ def make_card(
 
     Args:
         model: Folder of an SLLM or sentence VAE, or its name on the Hub.
-        evaluation: The JSON that `hf-sllm eval` wrote.
+        evaluation: The JSON that `hf-sllm eval` wrote; by default `evaluation.json` beside the model, if there is one.
         about: What no file tells.
         name: What the model is called where it will be; by default `model`.
         is_on_hub: Whether the model's code will lie beside it.
@@ -81,7 +82,9 @@ def make_card(
     config = AutoConfig.from_pretrained(model)
     if config.model_type not in CLASSES:
         raise ValueError(f"{model} is a {config.model_type!r} model: a card is of an SLLM or a sentence VAE.")
-    parameters = count_parameters(config)
+    adapters = count_adapters(model)
+    parameters = count_parameters(config) + adapters
+    evaluation = evaluation or beside(model, "evaluation.json")
     found = None if evaluation is None else Evaluation.load(evaluation)
     if found is not None and (found.sides[0].model_type, found.sides[0].parameters) != (config.model_type, parameters):
         raise ValueError(
@@ -114,6 +117,7 @@ def make_card(
         about=about,
         parts=parts_of(config),
         parameters=parameters,
+        adapters=adapters,
         config=config,
         training=read_json(model, "training.json"),
         run=[] if (run := read_json(model, "results.json")) is None else run_cells(run),
@@ -171,6 +175,12 @@ def count_parameters(config: PreTrainedConfig) -> int:
         return CLASSES[config.model_type](config).num_parameters()
 
 
+def count_adapters(model: str | Path) -> int:
+    """How many parameters adapters have beside the model's own; 0 if it has none."""
+    file = beside(model, "adapter_model.safetensors")
+    return 0 if file is None else sum(math.prod(shape) for _, shape in shapes_in(str(file)))
+
+
 def parts_of(config: Any) -> list[tuple[str, str, int, int]]:
     """The parts of a model: what each is, its architecture, its layers, its width."""
     parts = {
@@ -185,10 +195,16 @@ def parts_of(config: Any) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def read_json(model: str | Path, file: str) -> Any:
+def beside(model: str | Path, file: str) -> Path | None:
     """A file beside the model's weights; `None` if there is none."""
     found = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    return None if found is None else Path(found)
+
+
+def read_json(model: str | Path, file: str) -> Any:
+    """What such a file holds."""
+    found = beside(model, file)
+    return None if found is None else json.loads(found.read_text(encoding="utf-8"))
 
 
 def public_name(source: str) -> str:

@@ -129,7 +129,7 @@ def plan(folder: str | Path, repo_id: str) -> Plan:
         list(shapes_in(str(folder / name)))
     goes.update(code_of(folder, config))
     if CARD not in goes:
-        card = make_card(folder, present.get("evaluation.json"), name=repo_id, is_on_hub=True)
+        card = make_card(folder, name=repo_id, is_on_hub=True)
         goes[CARD] = card.encode()
     stays = {path.name: size_of(path) for path in sorted(folder.iterdir()) if path.name not in goes}
     return Plan(dict(sorted(goes.items())), stays)

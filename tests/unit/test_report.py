@@ -59,6 +59,21 @@ def names(tmp_path_factory):
     return str(folder / "sllm"), str(folder / "backbone")
 
 
+def test_the_other_side_may_be_an_adapter(names, tmp_path):
+    """Of a backbone that was adapted as its SLLM was."""
+    peft = pytest.importorskip("peft")
+    backbone = AutoModelForCausalLM.from_pretrained(names[1])
+    adapted = peft.get_peft_model(backbone, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(names[1]).save_pretrained(tmp_path)
+    found = [
+        evaluate(names[0], DOCUMENTS, [], against, ["likelihood"], progress=False).sides[1]
+        for against in (str(tmp_path), names[1])
+    ]
+    assert found[0].failures == {}
+    assert found[0].figures["likelihood"].total.bits != found[1].figures["likelihood"].total.bits
+
+
 def run(names, **kwargs):
     return evaluate(names[0], DOCUMENTS, ["texts.jsonl"], against=names[1], progress=False, **kwargs)
 
