@@ -138,10 +138,11 @@ class Evaluation:
     def eval_results(self) -> list[EvalResult]:
         """What a model card states of the first side."""
         side = self.sides[0]
+        task = "Feature extraction" if side.model_type == "sentence_vae" else "Text generation"
         return [
             EvalResult(
-                task_type="text-generation",
-                task_name="Text generation",
+                task_type=task.lower().replace(" ", "-"),
+                task_name=task,
                 dataset_type="text",
                 dataset_name=", ".join(Path(name).name for name in self.data),
                 metric_type=metric_type,
