@@ -131,7 +131,8 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
     def write(
         prompt: str, temperature: float, top_p: float, max_sentences: int, seed: int | None
     ) -> Iterator[tuple[str, str, str]]:
-        settings = Settings(temperature, top_p, int(max_sentences), int(seed or 0))
+        # A browser sends 1.0 as 1, which transformers takes for no temperature.
+        settings = Settings(float(temperature), float(top_p), int(max_sentences), int(seed or 0))
         writers = [
             Writer(model, tokenizer, check(prompt), settings, by_sentence=True),
             Writer(other, other_tokenizer, prompt, settings, by_sentence=False),

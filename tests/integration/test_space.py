@@ -141,9 +141,11 @@ def page(browser):
 def test_a_text_is_stopped_edited_and_gone_on_with(space, page):
     page.goto(space)
     page.get_by_text("Options").click()
+    # A text without sense does not come to its end before it is stopped.
+    page.get_by_label("number input for Temperature").fill("2")
     page.locator("#most input[type=number]").fill("30")
     page.locator("#prompt textarea").press("Control+Enter")
-    page.wait_for_function("document.querySelector('#written textarea').value.includes('.')")
+    page.wait_for_function("document.querySelector('#written textarea').value.length > 30")
     page.keyboard.press("Escape")
     page.wait_for_function("document.querySelector('.figures caption').textContent === 'Stopped.'")
     page.wait_for_timeout(1000)
