@@ -7,6 +7,7 @@
 - SLLM_SENTENCE_VAE: a sentence VAE, or an SLLM that was trained to reconstruct, for the page "Reconstruct".
 """
 
+import collections
 import functools
 import inspect
 import os
@@ -40,12 +41,13 @@ AT_ONCE, WAITING = 20, 200
 # Seconds between two pictures of a text that is being written; a sentence is shown at once.
 REFRESH = 0.15
 
-# What the page says of a text that is not done yet.
-WRITING = "Writing …"
-
 # One step of one model at a time: attention masks are set on a model while it runs, and two steps at once would only
 # share the same cores. It is held for a sentence at most, so requests take turns.
 LOCK = threading.Lock()
+
+# How often each browser has pressed Stop. The text that is being written looks here and says itself that it was
+# stopped: were it cancelled from outside, a picture of it still under way could come after that word.
+STOPS: collections.Counter[str] = collections.Counter()
 
 
 def told(function: Callable) -> Callable:
@@ -129,8 +131,9 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
 
     @told
     def write(
-        prompt: str, temperature: float, top_p: float, max_sentences: int, seed: int | None
+        prompt: str, temperature: float, top_p: float, max_sentences: int, seed: int | None, request: gr.Request
     ) -> Iterator[tuple[str, str, str]]:
+        stops = STOPS[request.session_hash]
         # A browser sends 1.0 as 1, which transformers takes for no temperature.
         settings = Settings(float(temperature), float(top_p), int(max_sentences), int(seed or 0))
         writers = [
@@ -141,8 +144,14 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
         for writer in race(writers, LOCK):
             if writer.by_sentence or time.monotonic() - shown > REFRESH:
                 shown = time.monotonic()
-                yield writers[0].text, writers[1].text, figures(writers)
-        yield writers[0].text, writers[1].text, figures(writers)
+                yield writers[0].text, writers[1].text, figures(writers, "Writing …")
+            if STOPS[request.session_hash] > stops:
+                break
+        done = all(writer.done for writer in writers)
+        yield writers[0].text, writers[1].text, figures(writers, "Done." if done else "Stopped.")
+
+    def stop_writing(request: gr.Request) -> None:
+        STOPS[request.session_hash] += 1
 
     with gr.Row():
         prompt = gr.Textbox(
@@ -182,7 +191,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
         go_on = gr.Button("Go on from the edited text", elem_id="go-on")
         again = gr.Button("Write another")
         look = gr.Button("Look inside this text")
-    shown = gr.HTML(figures([]), label="Figures")
+    shown = gr.HTML(figures([], "What each has done"), label="Figures")
     gr.Markdown(
         f"Token by token writes `{os.path.basename(os.environ['SLLM_BASELINE'].rstrip('/'))}`, a model of its own."
         if baseline
@@ -194,20 +203,18 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
     outputs = [written, beside, shown]
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     working = {"outputs": outputs, "concurrency_id": "model", "show_progress": "hidden"}
-    events = [
-        start.click(write, [prompt, *options], api_name="write", **working),
-        prompt.submit(write, [prompt, *options], api_visibility="private", **working),
-        go_on.click(write, [written, *options], api_visibility="private", **working),
-        again.click(lambda: random.randrange(2**31), None, seed, queue=False, **quiet).then(
-            write, [prompt, *options], api_visibility="private", **working
-        ),
-    ]
-    stop.click(lambda table: table.replace(WRITING, "Stopped."), shown, shown, queue=False, cancels=events, **quiet)
+    start.click(write, [prompt, *options], api_name="write", **working)
+    prompt.submit(write, [prompt, *options], api_visibility="private", **working)
+    go_on.click(write, [written, *options], api_visibility="private", **working)
+    again.click(lambda: random.randrange(2**31), None, seed, queue=False, **quiet).then(
+        write, [prompt, *options], api_visibility="private", **working
+    )
+    stop.click(stop_writing, queue=False, **quiet)
     return written, prompt, look
 
 
-def figures(writers: list[Writer]) -> str:
-    """What each writer has done so far, as an HTML table."""
+def figures(writers: list[Writer], state: str) -> str:
+    """What each writer has done so far, as an HTML table with the state as its caption."""
     names = ("Sentence by sentence", "Token by token")
     heads = ("", "sentences", "tokens", "tokens / s", "cache", "time")
     rows = []
@@ -220,7 +227,6 @@ def figures(writers: list[Writer]) -> str:
             cells = [str(writer.sentences), str(writer.tokens), speed, size, f"{writer.seconds:.2f} s"]
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    state = "What each has done" if not writers else "Done." if all(writer.done for writer in writers) else WRITING
     return (
         f'<table class="figures"><caption>{state}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
