@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_sllm.data import BlockCollator, start_token_id
+from hf_sllm.data import start_token_id
 
 from .likelihood import default_window
+from .loop import evaluation_mode, in_batches, padded
 from .sentences import SegmentedDocument, Sentence, segment_documents
 
 # A figure over fewer targets would say little, unless fewer are asked for.
@@ -332,25 +331,18 @@ def _continuation_nats(
             f"a context has {len(ordered[0])} tokens, and the model reads {default_window(model)} at once "
             "(`max_position_embeddings`): give smaller numbers of sentences."
         )
-    batches = [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
-    collate = BlockCollator(tokenizer.eos_token_id)
     nats = [0.0] * len(pairs)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in track(batches, title, console=Console(stderr=True), disable=not progress, transient=True):
-            inputs = collate([{"input_ids": row} for row in batch])
-            del inputs["labels"]
+    with evaluation_mode(model):
+        for batch in in_batches(ordered, batch_size, title, progress):
+            input_ids, mask = padded(batch, tokenizer, model.device)
             with torch.autocast(model.device.type, enabled=False):
-                logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, use_cache=False)
-            for row, row_logits in zip(batch, logits.logits, strict=True):
+                logits = model(input_ids, attention_mask=mask, use_cache=False).logits
+            for row, row_logits in zip(batch, logits, strict=True):
                 for index in rows[row]:
                     context, continuation = pairs[index]
                     scored = row_logits[len(context) - 1 : len(row)].float()
                     wanted = torch.tensor(continuation, device=scored.device)
                     nats[index] = F.cross_entropy(scored, wanted, reduction="none").double().sum().item()
-    finally:
-        model.train(was_training)
     return nats
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hf_sllm.data.blocks import BlockCollator, document_ids
+from hf_sllm.data.blocks import document_ids
 from hf_sllm.data.statistics import ids_and_bytes
 from hf_sllm.modeling import SentenceSegmenter
+
+from .loop import evaluation_mode, in_batches, padded
 
 logger = logging.get_logger(__name__)
 
@@ -115,22 +115,15 @@ def score_documents(
     _check_positions(model, rows, windows)
     # Long ones first: what does not fit into memory fails at once. Those of a document stay together.
     windows.sort(key=lambda window: window.begin - window.end)
-    batches = [windows[first : first + batch_size] for first in range(0, len(windows), batch_size)]
-
-    collate = BlockCollator(tokenizer.eos_token_id)
     begun: dict[int, _Document] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in track(batches, "Scoring", console=Console(stderr=True), disable=not progress, transient=True):
+    with evaluation_mode(model):
+        for batch in in_batches(windows, batch_size, "Scoring", progress):
             for index in {window.document for window in batch} - begun.keys():
                 begun[index] = _Document(rows.pop(index), segmenter)
-            _score(batch, begun, model, collate, segmenter)
+            _score(batch, begun, model, tokenizer, segmenter)
             for index in sorted({window.document for window in batch}):
                 if not begun[index].unscored:
                     yield begun.pop(index).scores(index)
-    finally:
-        model.train(was_training)
 
 
 def default_window(*models: PreTrainedModel) -> int:
@@ -226,19 +219,19 @@ def _score(
     windows: Sequence[Window],
     documents: Mapping[int, _Document],
     model: PreTrainedModel,
-    collate: BlockCollator,
+    tokenizer: PreTrainedTokenizerBase,
     segmenter: SentenceSegmenter | None,
 ) -> None:
     """Scores what is new in some windows, and notes it with their documents."""
-    examples, targets, open_lengths = [], [], []
+    read, targets, open_lengths = [], [], []
     for index, begin, end, scored in windows:
         document = documents[index]
-        examples.append({"input_ids": document.row.token_ids[begin:end]})
+        read.append(document.row.token_ids[begin:end])
         targets.append(document.row.token_ids[end - scored + 1 : end + 1])
         open_lengths.append(document.open_length[end - scored : end])
-    inputs = {name: tensor.to(model.device) for name, tensor in collate(examples).items() if name != "labels"}
+    input_ids, mask = padded(read, tokenizer, model.device)
     with torch.autocast(model.device.type, enabled=False):
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(input_ids, attention_mask=mask, use_cache=False).logits
 
     # Where in the flattened logits the scored tokens are predicted.
     places = torch.cat(

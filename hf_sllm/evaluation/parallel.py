@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_sllm.data.blocks import BlockCollator, cut_at_sentences
+from hf_sllm.data.blocks import cut_at_sentences
 from hf_sllm.data.statistics import ids_and_bytes
 from hf_sllm.modeling import SentenceLayout, SllmCache
 from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
 from hf_sllm.modeling.parallel_sllm import predict_ahead
+
+from .loop import evaluation_mode, in_batches, padded
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,18 @@ def parallel_cost(
         raise ValueError(f"`ahead` is {ahead}: it must be at least 1.")
     blocks = [block for document in documents for block in _blocks(document["text"], tokenizer, config, block_size)]
     blocks.sort(key=lambda block: len(block[0]), reverse=True)
-    batches = [blocks[first : first + batch_size] for first in range(0, len(blocks), batch_size)]
-    collate = BlockCollator(tokenizer.eos_token_id)
-    was_training = model.training
-    model.eval()
     nats = torch.zeros(2 + ahead, dtype=torch.float64)
     tokens = sentences = num_bytes = 0
-    for batch in track(batches, "Looking ahead", console=Console(stderr=True), disable=not progress, transient=True):
-        inputs = collate([{"input_ids": ids} for ids, _ in batch])
-        token_ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device).bool()
-        found, layout = score_ahead(model, token_ids, mask, ahead)
-        nats += found
-        tokens += len(layout.token_index)
-        sentences += len(layout.sentence_row)
-        sizes = torch.zeros(token_ids.shape, dtype=torch.long)
-        sizes[mask.cpu()] = torch.tensor([size for _, sizes_of_block in batch for size in sizes_of_block])
-        num_bytes += int(sizes.flatten()[layout.token_index.cpu()].sum())
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in in_batches(blocks, batch_size, "Looking ahead", progress):
+            token_ids, mask = padded([ids for ids, _ in batch], tokenizer, model.device)
+            found, layout = score_ahead(model, token_ids, mask.bool(), ahead)
+            nats += found
+            tokens += len(layout.token_index)
+            sentences += len(layout.sentence_row)
+            sizes = torch.zeros(token_ids.shape, dtype=torch.long)
+            sizes[mask.cpu().bool()] = torch.tensor([size for _, sizes_of_block in batch for size in sizes_of_block])
+            num_bytes += int(sizes.flatten()[layout.token_index.cpu()].sum())
     if tokens == 0:
         raise ValueError(f"`documents` have no block of {ahead + 1} sentences: there is nothing to look ahead to.")
     ordinary, *others = (nats / tokens).tolist()

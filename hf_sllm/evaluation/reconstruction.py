@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_sllm.data.blocks import BlockCollator, cut_at_sentences, document_ids
+from hf_sllm.data.blocks import cut_at_sentences, document_ids
 from hf_sllm.modeling import SentenceLayout
 from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
 
 from .bits_per_byte import LENGTHS
+from .loop import evaluation_mode, in_batches, padded
 
 # Sentences are reconstructed one by one, so where a text is cut makes no difference.
 BLOCK_SIZE = 512
@@ -101,20 +100,13 @@ def reconstruction(
     if not blocks:
         raise ValueError("`documents` hold no text: there is nothing to reconstruct.")
     blocks.sort(key=len, reverse=True)
-    batches = [blocks[first : first + batch_size] for first in range(0, len(blocks), batch_size)]
-    collate = BlockCollator(tokenizer.eos_token_id)
-    was_training = model.training
-    model.eval()
     predicted = tokens = 0
     came_back: list[tuple[int, int, bool]] = []  # of each sentence: tokens, those that are right, whether all of it is
     texts_given: list[str] = []
     texts_written: list[str] = []
-    try:
-        for batch in track(
-            batches, "Reconstructing", console=Console(stderr=True), disable=not progress, transient=True
-        ):
-            inputs = collate([{"input_ids": block} for block in batch])
-            input_ids, mask = inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device)
+    with evaluation_mode(model):
+        for batch in in_batches(blocks, batch_size, "Reconstructing", progress):
+            input_ids, mask = padded(batch, tokenizer, model.device)
             layout, guesses, written = _reconstruct(model, input_ids, mask)
             token_ids = input_ids.flatten()[layout.token_index]
             predicted += int((guesses == token_ids).sum())
@@ -127,8 +119,6 @@ def reconstruction(
             if compare_texts:
                 texts_given += _texts(given, tokenizer)
                 texts_written += _texts(written, tokenizer)
-    finally:
-        model.train(was_training)
     chrf, bleu = _compare(texts_written, texts_given) if compare_texts else (None, None)
     return Reconstruction(
         sum(right for _, right, _ in came_back) / tokens,

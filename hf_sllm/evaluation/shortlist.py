@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_sllm.data.blocks import BlockCollator, cut_at_sentences, document_ids
+from hf_sllm.data.blocks import cut_at_sentences, document_ids
 from hf_sllm.modeling.shortlist_sllm import guessed_scores, token_scores
+
+from .loop import evaluation_mode, in_batches, padded
 
 # Sentences at a time for whose tokens the whole vocabulary is ranked.
 SENTENCES_AT_ONCE = 16
@@ -91,25 +91,19 @@ def shortlist_coverage(
     blocks.sort(key=len, reverse=True)
     fit = blocks[::FIT_EVERY][:batch_size]
     blocks = [block for number, block in enumerate(blocks) if number % FIT_EVERY or number >= FIT_EVERY * batch_size]
-    batches = [blocks[first : first + batch_size] for first in range(0, len(blocks), batch_size)]
-    collate = BlockCollator(tokenizer.eos_token_id)
-
-    def inputs_of(batch: list) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = collate([{"input_ids": row} for row in batch])
-        return inputs["input_ids"].to(model.device), inputs["attention_mask"].to(model.device).bool()
-
-    was_training, had = model.training, model.shortlist_fit
-    model.eval()
-    model.fit_shortlist(*inputs_of(fit))  # type: ignore[operator]
     found: dict[str, torch.Tensor] = {}  # (3, sizes): tokens on the list, its probability, the same token
     tokens = sentences = 0
-    for batch in track(batches, "Shortlisting", console=Console(stderr=True), disable=not progress, transient=True):
-        sums, seen = _look_up(model, *inputs_of(batch), sizes)
-        found = {way: found.get(way, 0) + sum_ for way, sum_ in sums.items()}
-        tokens += seen[0]
-        sentences += seen[1]
-    model.train(was_training)
-    model.shortlist_fit = had
+    had = model.shortlist_fit
+    with evaluation_mode(model):
+        try:
+            model.fit_shortlist(*padded(fit, tokenizer, model.device))  # type: ignore[operator]
+            for batch in in_batches(blocks, batch_size, "Shortlisting", progress):
+                sums, seen = _look_up(model, *padded(batch, tokenizer, model.device), sizes)
+                found = {way: found.get(way, 0) + sum_ for way, sum_ in sums.items()}
+                tokens += seen[0]
+                sentences += seen[1]
+        finally:
+            model.shortlist_fit = had
     if tokens == 0:
         raise ValueError("`documents` have no second sentence: there is nothing to look up.")
     lists = tuple(Lists(way, *map(tuple, (sums / tokens).tolist())) for way, sums in found.items())
@@ -121,7 +115,7 @@ def _look_up(
 ) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
     """Of one batch: for each way the sums over its tokens, `(3, sizes)`; how many tokens and sentences."""
     states = model.model(token_ids, mask).last_hidden_state.flatten(0, 1)
-    layout = model.model.segmenter.layout(token_ids, mask)
+    layout = model.model.segmenter.layout(token_ids, mask.bool())
     ids = token_ids.flatten()[layout.token_index]
     bounds = layout.token_sentence.diff(prepend=layout.token_sentence.new_tensor([-1])).nonzero().squeeze(1)
     follows = layout.token_rank[bounds] > 0

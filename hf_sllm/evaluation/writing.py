@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data import document_ids, start_token_id
 
 from .likelihood import default_window
+from .loop import evaluation_mode, in_batches
 from .sentences import segment_documents, sentences_of
 
 # Tokens in a row that count as a repetition.
@@ -325,17 +324,14 @@ def _sample(
             f"a prompt and what is to be written after it have {longest} tokens, and the model reads "
             f"{default_window(model)} at once (`max_position_embeddings`): give shorter prompts, or write less."
         )
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     found: list[list[list[int]]] = [[] for _ in prompts]
-    was_training = model.training
     # What the model's own settings add, penalties for instance, would be another distribution than the model's.
     own_settings, model.generation_config = model.generation_config, settings
-    model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
+        with evaluation_mode(model), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            for batch in track(batches, title, console=Console(stderr=True), disable=not progress, transient=True):
+            for batch in in_batches(order, batch_size, title, progress):
                 length = len(prompts[batch[0]])
                 padding = [length - len(prompts[index]) for index in batch]
                 rows = [[pad] * size + prompts[index] for size, index in zip(padding, batch, strict=True)]
@@ -350,7 +346,6 @@ def _sample(
                     found[batch[row // samples]].append(text)
     finally:
         model.generation_config = own_settings
-        model.train(was_training)
     return found
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
+
+from hf_sllm.evaluation.loop import evaluation_mode, with_bar
 
 from .sample import Sample, take_sample
 from .scores import Reading, encode, predict, score_next_sentences, score_reconstruction, summarize
@@ -124,24 +124,19 @@ def inspect_latents(
         ValueError: If the model has no sentence latents, or the sentences are of fewer than two documents.
     """
     check_model(model.config.model_type)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         sample = take_sample(documents, tokenizer, model.config, limit, batch_size, model.device)
         mean, log_variance = encode(model, sample)
         generator = torch.Generator().manual_seed(seed)
         readings: dict[str, list[Reading]] = {"reconstruction": [], "next_sentence": []}
         runs = list(decoder_inputs(model, sample, mean, log_variance, generator))
-        shown = track(runs, "Inspecting", console=Console(stderr=True), disable=not progress, transient=True)
-        for task, name, noise, given in shown:
+        for task, name, noise, given in with_bar(runs, "Inspecting", progress):
             if task == "reconstruction":
                 scores = score_reconstruction(model, sample, given, write=name not in (HIDDEN, OTHER))
             else:
                 # The model's own forward pass, with nothing replaced, gives the figures to compare with.
                 scores = score_next_sentences(model, sample, None if name == TRUE else given)
             readings[task].append(summarize(name, noise, sample, scores))
-    finally:
-        model.train(was_training)
 
     units = mean.flatten(1).double().cpu()  # (S, units)
     log_variances = None if log_variance is None else log_variance.flatten(1).double().cpu()

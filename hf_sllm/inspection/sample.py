@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_sllm.data import BlockCollator, document_ids
+from hf_sllm.data import document_ids
+from hf_sllm.evaluation.loop import padded
 from hf_sllm.modeling import SentenceVaeConfig
 from hf_sllm.modeling.segmentation_sllm import SentenceLayout, SentenceSegmenter
 
@@ -108,11 +109,9 @@ def take_sample(
         )
 
     rows.sort(key=len, reverse=True)
-    collate = BlockCollator(tokenizer.eos_token_id)
     batches = []
     for first in range(0, len(rows), batch_size):
-        inputs = collate([{"input_ids": row} for row in rows[first : first + batch_size]])
-        input_ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+        input_ids, mask = padded(rows[first : first + batch_size], tokenizer, device)
         batches.append(Batch(input_ids, mask, segmenter.layout(input_ids, mask.bool())))
     return Sample(
         batches,

@@ -15,6 +15,8 @@ from rich.progress import Progress
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_sllm.evaluation.loop import evaluation_mode
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -53,16 +55,15 @@ def choose_layers(
     stack = layers_of(backbone)
     if not 1 <= keep <= len(stack):
         raise ValueError(f"`keep` is {keep}: the backbone has {len(stack)} layers, keep 1 to that many.")
-    was_training = backbone.training
-    backbone.eval()
 
     def nats(layers: tuple[int, ...]) -> float:
         with only(stack, layers):
             return backbone(token_ids, labels=token_ids, use_cache=False).loss.item()
 
     everything = tuple(range(len(stack)))
-    choices = [LayerChoice(everything, nats(everything))]
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    bar = Progress(console=Console(stderr=True), disable=not progress, transient=True)
+    with evaluation_mode(backbone), bar:
+        choices = [LayerChoice(everything, nats(everything))]
         task = bar.add_task("Leaving out layers", total=sum(range(keep + 1, len(stack) + 1)))
         while len(choices[-1].layers) > keep:
             tried = []
@@ -71,7 +72,6 @@ def choose_layers(
                 tried.append(LayerChoice(rest, nats(rest)))
                 bar.advance(task)
             choices.append(min(tried, key=lambda choice: choice.nats))
-    backbone.train(was_training)
     return choices
 
 
