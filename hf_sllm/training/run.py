@@ -19,6 +19,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_sllm.data import BlockCollator, cut_documents, load_documents, make_blocks, spread, train_tokenizer
@@ -34,7 +35,7 @@ from .trainer import SllmTrainer
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Written when a model has been trained to the end: a resumed run does not train it again.
+# Written when a model has been trained to the end.
 SUMMARY = "training.json"
 NAMES = {"sllm": "SLLM", "sentence_vae": "sentence VAE"}
 
@@ -191,7 +192,7 @@ def train_model(
         What the training took: tokens seen, minutes, seed.
     """
     summary_file = output_dir / SUMMARY
-    if resume and summary_file.exists():
+    if resume and has_ended(output_dir, training):
         return json.loads(summary_file.read_text(encoding="utf-8"))
     set_seed(training.seed)
     model: Any = make_model()
@@ -239,6 +240,27 @@ def load_trained(folder: Path, stage: str) -> PreTrainedModel:
 def has_begun(folder: Path) -> bool:
     """Whether a run has left something to go on from."""
     return (folder / SUMMARY).exists() or has_checkpoint(folder)
+
+
+def has_ended(folder: Path, training: SllmTrainingArguments) -> bool:
+    """Whether a model was trained as long as this recipe says.
+
+    Raises:
+        ValueError: If it was trained for less, and there is nothing to go on from.
+    """
+    if not (folder / SUMMARY).exists():
+        return False
+    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    if training.max_steps > 0:
+        name, reached, wanted = "max_steps", state.global_step, training.max_steps
+    else:
+        name, reached, wanted = "num_train_epochs", state.num_train_epochs, math.ceil(training.num_train_epochs)
+    if reached < wanted and not has_checkpoint(folder):
+        raise ValueError(
+            f"`{name}` is {wanted}: the run in {folder} ended at {reached} and left no checkpoint to go on from. "
+            "Train in another `output_dir`, with `sllm:` to begin with its model, or from the start."
+        )
+    return reached >= wanted
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """A recipe trains what it says, at the rates it says, and goes on where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_a_run_that_is_killed_and_resumed_ends_at_the_weights_of_one_that_is_not
     assert [(line.bits_per_byte, line.tokens_seen) for line in found] == [
         (line.bits_per_byte, line.tokens_seen) for line in expected
     ]
+
+
+@pytest.mark.parametrize("key", ["max_steps", "num_train_epochs"])
+def test_a_run_that_has_ended_goes_on_when_its_recipe_is_longer(recipe_file, tmp_path, key):
+    def tokens_seen(length, resume=True):
+        file = recipe_file(**{"baseline": False, "max_steps": -1, key: length})
+        return train(load_recipe(file, tmp_path / "run"), resume)[-1].tokens_seen
+
+    seen = tokens_seen(1, resume=False)
+    assert tokens_seen(1) == seen < tokens_seen(2)
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=f"`{key}` is 3: .* ended at 2 and left no checkpoint"):
+        tokens_seen(3)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(recipe_file):
