@@ -20,7 +20,7 @@ class SllmConfig(SentenceVaeConfig):
         decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
         bag_of_words_weight (`float`): Weight in training of telling, as a sentence begins, which tokens it will hold.
-            Above 0 the model has a shortlist head, which `generate(shortlist_size=…)` needs.
+            Above 0 the model has a shortlist head, for `generate(shortlist_size=…)` without `fit_shortlist`.
         next_latent_weight (`float`): Weight in training of telling what the backbone will read of the next sentence.
             Above 0 the model has a head for it, which `generate(sentences_at_once=…)` needs. Nothing but that head
             learns from it.
