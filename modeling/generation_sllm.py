@@ -66,9 +66,10 @@ class SllmGenerationMixin(GenerationMixin):
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
                 the sentence loop; `math.inf` for no limit. A streamer then gets whole sentences. For greedy search
                 and sampling. Where nothing else bounds the length, so many of the longest sentences do.
-            shortlist_size: Choose each token among so many that are likely: faster, and rarely another text. It needs
-                `max_sentences`, and a model that was fitted (`fit_shortlist`), or else one trained with a
-                `bag_of_words_weight`: then a list serves a whole sentence, chosen as it begins.
+            shortlist_size: Compute the logits of so many likely tokens only: faster, and rarely another text. It needs
+                `max_sentences`, and a model that was fitted (`fit_shortlist`): the other tokens' logits are then
+                guessed. Or else one trained with a `bag_of_words_weight`: then a list serves a whole sentence, chosen
+                as it begins, and the other tokens are never written.
             sentences_at_once: Write so many sentences side by side, from latents that are predicted that far ahead:
                 faster, and another text, see `write_in_parallel`. For a single row. It needs `max_sentences`, and a
                 model trained with a `next_latent_weight`.

@@ -90,7 +90,8 @@ class FromBackboneMixin:
             unit: `"sentence"` or `"clause"`, see `boundary_tokens`.
             preset: `"default"`, or `"paper"` for `SentenceVaeConfig.paper`.
             sentence_vae: A trained `SentenceVaeModel`, or its name or path. It gives encoder and decoder, the token
-                embeddings that both read, the LM head, and the fields of the config that describe these.
+                embeddings that both read, the LM head, and the fields of the config that describe these. `num_latents`
+                may be a multiple of its own.
             kwargs: Fields of the config.
 
         Raises:
@@ -179,12 +180,33 @@ def fields_of_sentence_vae(config: Any) -> dict[str, Any]:
     return {name: copy.deepcopy(getattr(config, name)) for name in own}
 
 
+@torch.no_grad()
 def copy_sentence_vae(model: PreTrainedModel, sentence_vae: PreTrainedModel) -> None:
-    """Encoder, decoder, token embeddings and head of a sentence VAE into an SLLM."""
+    """Encoder, decoder, token embeddings and head of a sentence VAE into an SLLM, or into another sentence VAE.
+
+    Raises:
+        ValueError: If the weights have other shapes. The model may have a multiple of the latents: then each query of
+            the encoder begins several, which stand side by side.
+    """
     body = getattr(model, "model", model)
     for name in ("sentence_encoder", "sentence_decoder"):
         part = getattr(body, name)
         given = getattr(sentence_vae, name).state_dict()
+        queries = given.get("latent_queries.weight")
+        if queries is not None:
+            times, rest = divmod(model.config.num_latents, len(queries))
+            if rest:
+                raise ValueError(
+                    f"`num_latents` is {model.config.num_latents}, and the sentence VAE has {len(queries)}: it must "
+                    "be a multiple of that."
+                )
+            given["latent_queries.weight"] = queries.repeat_interleave(times, 0)
+        for key, value in part.state_dict().items():
+            if given[key].shape != value.shape:
+                raise ValueError(
+                    f"`{name}.{key}` is of shape {tuple(value.shape)}, and the sentence VAE's of shape "
+                    f"{tuple(given[key].shape)}: `num_latents` alone may be another one than its own."
+                )
         part.load_state_dict({key: given[key] for key in part.state_dict()})
     body.get_input_embeddings().load_state_dict(sentence_vae.get_input_embeddings().state_dict())
     if hasattr(model, "lm_head"):

@@ -1,10 +1,10 @@
 """The tokens that may come: then a step multiplies with their rows of the LM head alone.
 
 They are chosen in one of two ways. A model that was fitted to some text chooses them anew for each token: the LM
-head's product with a state is guessed from a few directions of it, which takes a fraction of the head (SVD-softmax:
-Shim et al. 2017, NeurIPS 30). Another one chooses them once for each sentence, as it begins: from the state that
-predicts the first token, the shortlist head makes one whose logits rank the tokens of the whole sentence. It learns by
-the bag-of-words loss (Zhao et al. 2017, arXiv 1703.10960, section 3.3).
+head's product with a state is guessed from a few directions of it, which takes a fraction of the head; what is not
+chosen keeps the guess (SVD-softmax: Shim et al. 2017, NeurIPS 30). Another one chooses them once for each sentence, as
+it begins: from the state that predicts the first token, the shortlist head makes one whose logits rank the tokens of
+the whole sentence. It learns by the bag-of-words loss (Zhao et al. 2017, arXiv 1703.10960, section 3.3).
 """
 
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def token_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def guessed_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """What the LM head would nearly say of the states `(N, width)`, `(N, vocab)`, for the order alone: before what the
-    backbone does to logits. The end of text comes first."""
+    """What the LM head would nearly say of the states `(N, width)`, `(N, vocab)`, before what the backbone does to
+    logits. The end of text comes first."""
     directions, table = model.shortlist_fit
     bias = model.lm_head.bias
     scores = F.linear(F.linear(states.to(table.dtype), directions), table, None if bias is None else bias.to(table))
@@ -89,6 +89,24 @@ def fit_directions(states: torch.Tensor, weight: torch.Tensor, rank: int) -> tup
     return (directions.T @ torch.linalg.inv(root)).to(weight), table.to(weight)
 
 
+def fitted_logits(model: Any, states: torch.Tensor, size: int) -> torch.Tensor:
+    """`(N, vocab)` logits of the states `(N, width)`: the head's own of the `size` tokens that are guessed the most
+    likely, the end of text among them, and the guess of all others."""
+    scores, head = guessed_scores(model, states), model.lm_head
+    chosen = scores.topk(size, dim=1, sorted=False).indices
+    # Rows come by `embedding`: on a CPU an index takes four times as long.
+    listed = listed_logits(
+        model, states, F.embedding(chosen, head.weight), None if head.bias is None else head.bias[chosen]
+    )
+    return model.adjust_logits(scores).scatter_(1, chosen, listed.to(scores.dtype))
+
+
+def listed_logits(model: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The head's logits `(N, size)` of states `(N, width)`, each from rows of its own, `(N, size, width)`."""
+    listed = torch.bmm(weight, states[:, :, None]).squeeze(2)
+    return model.adjust_logits(listed if bias is None else listed + bias)
+
+
 class ShortlistedHead:
     """The LM head of a batch that is being written. Without a fit it is whole until each row has begun a sentence.
 
@@ -106,27 +124,17 @@ class ShortlistedHead:
         self.ready: torch.Tensor | None = None  # (batch,)
 
     def logits(self, states: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-        """`(batch, vocab)` logits of states `(batch, width)`, minus infinity for what is not on a row's list. Without
-        a fit, rows that begin a sentence, `(batch,)`, get a new list first."""
+        """`(batch, vocab)` logits of states `(batch, width)`; without a fit minus infinity for what is not on a row's
+        list, and rows that begin a sentence, `(batch,)`, get a new list first."""
         if self.model.shortlist_fit is not None:
-            head = self.model.lm_head
-            chosen = guessed_scores(self.model, states).topk(self.size, dim=1, sorted=False).indices
-            # Rows come by `embedding`: on a CPU an index takes four times as long.
-            weight, bias = F.embedding(chosen, head.weight), None if head.bias is None else head.bias[chosen]
-            return self._listed(states, chosen, weight, bias)
+            return fitted_logits(self.model, states, self.size)
         if begins.any():
             self._choose(states, begins)
         if self.ready is None or not self.ready.all():
             return self.model.compute_logits(states)
-        return self._listed(states, self.token_ids, self.weight, self.bias)
-
-    def _listed(
-        self, states: torch.Tensor, token_ids: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        listed = torch.bmm(weight, states[:, :, None]).squeeze(2)
-        listed = self.model.adjust_logits(listed if bias is None else listed + bias)
+        listed = listed_logits(self.model, states, self.weight, self.bias)
         everything = listed.new_full((len(states), self.model.config.vocab_size), -torch.inf)
-        return everything.scatter(1, token_ids, listed)
+        return everything.scatter(1, self.token_ids, listed)
 
     def _choose(self, states: torch.Tensor, begins: torch.Tensor) -> None:
         head = self.model.lm_head
@@ -143,4 +151,4 @@ class ShortlistedHead:
         self.ready = self.ready | begins
 
 
-__all__ = ["ShortlistedHead", "bag_of_words_loss", "fit_directions", "guessed_scores", "token_scores"]
+__all__ = ["ShortlistedHead", "bag_of_words_loss", "fit_directions", "fitted_logits", "guessed_scores", "token_scores"]

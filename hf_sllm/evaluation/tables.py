@@ -163,12 +163,16 @@ def shortlist_lines(figures: Any) -> list[Line]:
     lines: list[Line] = []
     ways = {"token": "a list for each token", "sentence": "a list for each sentence", "best": "the whole head's own"}
     for lists in figures.lists:
-        each = (figures.sizes, lists.coverage, lists.mass, lists.same)
-        for size, coverage, mass, same in zip(*each, strict=True):
+        nats = lists.nats or [None] * len(figures.sizes)
+        each = (figures.sizes, lists.coverage, lists.mass, lists.same, nats)
+        for size, coverage, mass, same, cost in zip(*each, strict=True):
             lines.append((f"{ways[lists.way]}, {size}: the text's tokens", coverage, ".2%"))
             lines.append((f"  probability, {lists.way} {size}", mass, ".2%"))
             if lists.way != "best":
                 lines.append((f"  most likely token, {lists.way} {size}", same, ".2%"))
+            if cost is not None:
+                lines.append((f"  nats per token, {lists.way} {size}", cost, ".4f"))
+    lines.append(("nats per token, the whole head", figures.nats, ".4f"))
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
-
-from hf_sllm.modeling import SllmForCausalLM
 
 # The modules of an `SllmModel` around its backbone.
 AROUND_BACKBONE = ["sentence_encoder", "sentence_decoder", "latent_input", "latent_output", "start_latents"]
@@ -37,41 +34,6 @@ def freeze(model: nn.Module, names: list[str]) -> None:
             raise ValueError(f"`freeze` names {name!r}, and the model has no module called that; it has {parts}.")
         for parameter in chosen:
             parameter.requires_grad_(False)
-
-
-def open_sllm(name: str, fields: dict[str, Any]) -> Any:
-    """A trained SLLM, to go on from. Adapters of a named backbone stay adapters.
-
-    Args:
-        name: Its name or path.
-        fields: Of its config, which become other than they were: heads that it then has for the first time begin as in
-            a new model.
-
-    Returns:
-        An `SllmForCausalLM` or a `PeftModel` around it, in float32.
-
-    Raises:
-        ValueError: If the model is no SLLM.
-    """
-    config = AutoConfig.from_pretrained(name, **fields)
-    if config.model_type != "sllm":
-        raise ValueError(f"`sllm` is {name}, a {config.model_type!r} model: name a trained SLLM, or a `backbone`.")
-    if getattr(config, "backbone_origin", None) is None:
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
-
-    model = SllmForCausalLM.from_origin(config).float()
-    adapter: Any = PeftConfig.from_pretrained(name)
-    adapter.inference_mode = False
-    given = adapter.modules_to_save or []
-    new = {head: getattr(model, head) for head in HEADS if hasattr(model, head) and head not in given}
-    adapter.modules_to_save = [*given, *new]
-    weights = load_peft_weights(name, device="cpu")
-    for head, module in new.items():
-        weights.update({f"base_model.model.{head}.{key}": value for key, value in module.state_dict().items()})
-    adapted = get_peft_model(model, adapter)
-    set_peft_model_state_dict(adapted, weights)
-    return adapted
 
 
 def is_adapted(model: Any) -> bool:

@@ -58,7 +58,10 @@ class ModelArguments:
     )
     sentence_vae: str | None = field(
         default=None,
-        metadata={"help": "Name or path of a sentence VAE whose encoder and decoder the SLLM begins with."},
+        metadata={
+            "help": "Name or path of a sentence VAE whose encoder and decoder the SLLM begins with; in the stage "
+            "`sentence_vae`, instead of `backbone`, of the one to go on from."
+        },
     )
     lora: dict[str, Any] | None = field(
         default=None,
@@ -76,20 +79,26 @@ class ModelArguments:
                 raise ValueError(f"`{name}` is {layers!r}: it must be a number of layers, or a list of their indices.")
         if self.stage not in ("sllm", "sentence_vae"):
             raise ValueError(f"`stage` is {self.stage!r}: it must be `sllm` or `sentence_vae`.")
+        begins = ("backbone", "backbone_config", "sllm")
+        trained = "sllm"
         if self.stage == "sentence_vae":
-            for name in ("sentence_vae", "sllm", "lora", "baseline_config"):
+            for name in ("sllm", "lora", "baseline_config"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` has no meaning in the stage `sentence_vae`: leave it out.")
-        begins = [name for name in ("backbone", "backbone_config", "sllm") if getattr(self, name) is not None]
-        if len(begins) != 1:
+            begins = ("backbone", "backbone_config", "sentence_vae")
+            trained = "sentence_vae"
+        given = [name for name in begins if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ValueError(
-                "a recipe has one of `backbone`, `backbone_config` and `sllm`: this one has "
-                f"{' and '.join(begins) or 'none'}."
+                f"a recipe has one of `{begins[0]}`, `{begins[1]}` and `{begins[2]}`: this one has "
+                f"{' and '.join(given) or 'none'}."
             )
-        if self.sllm is not None:
+        if given == [trained]:
             for name in ("encoder_layers", "decoder_layers", "sentence_vae"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` is for an SLLM that is made anew, and `sllm` names one: leave it out.")
+                if name != trained and getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}` is for a model that is made anew, and `{trained}` names one: leave it out."
+                    )
         if self.backbone_config is not None and "model_type" not in self.backbone_config:
             raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
         if self.baseline_config is not None and self.backbone_config is None:
@@ -98,7 +107,7 @@ class ModelArguments:
             raise ValueError("a recipe has `tokenizer` or `tokenizer_vocab_size`: this one has both.")
         if self.backbone_config is None and self.tokenizer_vocab_size is not None:
             raise ValueError(
-                f"`tokenizer_vocab_size` trains a tokenizer that `{begins[0]}` does not know: leave it out."
+                f"`tokenizer_vocab_size` trains a tokenizer that `{given[0]}` does not know: leave it out."
             )
         if self.backbone_config is not None and self.tokenizer is None and self.tokenizer_vocab_size is None:
             raise ValueError("a model from scratch needs a `tokenizer`, or `tokenizer_vocab_size` to train one.")

@@ -26,10 +26,11 @@ from hf_sllm.data import BlockCollator, cut_documents, load_documents, make_bloc
 from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
-from .adapters import add_lora, freeze, is_adapted, open_sllm, save_base, store_in_bfloat16
+from .adapters import add_lora, freeze, is_adapted, save_base, store_in_bfloat16
 from .curves import write_curves
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments
 from .results import Result, print_results, write_results
+from .trained import open_sentence_vae, open_sllm
 from .trainer import SllmTrainer
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the recipe names, or one trained on the documents, or to `reuse` the one trained before."""
     if arguments.tokenizer_vocab_size is None:
-        return AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.backbone or arguments.sllm)
+        model = arguments.backbone or arguments.sllm or arguments.sentence_vae
+        return AutoTokenizer.from_pretrained(arguments.tokenizer or model)
     if not (reuse and (output_dir / "tokenizer.json").exists()):
         texts = (row["text"] for row in documents)
         train_tokenizer(texts, arguments.tokenizer_vocab_size).save_pretrained(output_dir)
@@ -161,8 +163,10 @@ def make_model(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) ->
         if arguments.lora is not None and is_adapted(model):
             raise ValueError(f"`lora` makes adapters, and {arguments.sllm} has its own: leave it out.")
         return model
-    kind = SllmForCausalLM if arguments.stage == "sllm" else SentenceVaeModel
     fields = dict(arguments.sllm_config or {})
+    if arguments.stage == "sentence_vae" and arguments.sentence_vae is not None:
+        return open_sentence_vae(arguments.sentence_vae, fields)
+    kind = SllmForCausalLM if arguments.stage == "sllm" else SentenceVaeModel
     if arguments.sentence_vae is not None:
         fields["sentence_vae"] = arguments.sentence_vae
     return kind.from_backbone(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCAB_SIZE, random_ids, tiny_sllm
 
-from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions
+from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions, guessed_scores
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,20 @@ def test_a_fitted_model_chooses_a_list_for_each_token_and_from_all_directions_wr
     expected = generate(model, token_ids)
     model.fit_shortlist(random_ids(4, 50))
     assert torch.equal(generate(model, token_ids, shortlist_size=2), expected)
+    assert "shortlist" not in str(model.state_dict().keys())
+
+
+def test_a_fitted_models_logits_are_the_heads_own_on_the_list_and_guessed_elsewhere():
+    model, token_ids = tiny_sllm(), random_ids(3, 20)
+    model.fit_shortlist(random_ids(4, 50), rank=4)
     states = model.model(token_ids).last_hidden_state[:, -1]
     logits = ShortlistedHead(model, 7).logits(states, torch.zeros(3, dtype=torch.bool))
-    assert (logits > -torch.inf).sum(1).tolist() == [7, 7, 7] and "shortlist" not in str(model.state_dict().keys())
-    listed = logits > -torch.inf
-    torch.testing.assert_close(logits[listed], model.compute_logits(states)[listed])
+    whole, guessed = model.compute_logits(states), guessed_scores(model, states)
+    listed = guessed >= guessed.topk(7).values[:, -1:]
+    assert listed.sum(1).tolist() == [7, 7, 7] and listed[:, model.config.eos_token_id].all()
+    torch.testing.assert_close(logits[listed], whole[listed])
+    torch.testing.assert_close(logits[~listed], guessed[~listed])
+    assert (logits - whole)[~listed].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("rank", [0, 33, 21])
@@ -133,10 +142,11 @@ def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
 
     layout = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
     states = model.model(token_ids).last_hidden_state
-    on_list, mass, count, start = 0, 0.0, 0, None
+    on_list, mass, nats, count, start = 0, 0.0, 0.0, 0, None
     for row, rank, token in zip(layout.token_row, layout.token_rank, token_ids.flatten(), strict=True):
         start = None if rank == 0 else start
         if start is not None:
+            nats -= model.compute_logits(states[row, rank - 1]).log_softmax(-1)[token].item()
             scores = model.compute_logits(model.shortlist_head(start))
             scores[model.config.eos_token_id] = torch.inf
             chosen = scores.topk(20).indices
@@ -146,10 +156,12 @@ def test_coverage_counts_the_tokens_that_the_lists_hold(monkeypatch):
         if layout.token_closes[row * 40 + rank]:
             start = states[row, rank]
     assert (found.sizes, found.tokens) == ((3, 20, 60), count)
+    assert found.nats == pytest.approx(nats / count, rel=1e-5)
     best, by_token, by_sentence = found.lists
     assert by_sentence.coverage[1] == pytest.approx(on_list / count)
     assert by_sentence.mass[1] == pytest.approx(mass / count, abs=1e-5)
     assert by_sentence.coverage[0] < by_sentence.coverage[1] < by_sentence.coverage[2]
     # All directions of a state guess the head itself, but for the end of text, which is always on the list.
     assert by_token.same == (1, 1, 1) and model.shortlist_fit is None
+    assert by_token.nats == pytest.approx([found.nats] * 3, rel=1e-4) and by_sentence.nats is None
     assert by_token.mass[1] == pytest.approx(best.mass[1], abs=0.03)

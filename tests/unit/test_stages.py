@@ -41,6 +41,26 @@ def test_an_sllm_begins_with_the_encoder_and_decoder_of_its_sentence_vae(run):
     assert torch.equal(stage1[table], stage2["model.language_model.embed_tokens.weight"])
 
 
+def test_a_sentence_vae_goes_on_from_a_trained_one_and_may_get_more_latents(run):
+    _, first = run("first", stage="sentence_vae", sllm_config={"num_latents": 2})
+    given = {"stage": "sentence_vae", "sentence_vae": str(first), "backbone_config": None, "encoder_layers": None,
+             "decoder_layers": None, "tokenizer_vocab_size": None, "learning_rate": 0.0,
+             "new_parts_learning_rate": 0.0}  # fmt: skip
+    _, second = run("second", sllm_config={"num_latents": 4, "token_dropout": 0.5}, **given)
+    before, after = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    queries = "sentence_encoder.latent_queries.weight"
+    assert torch.equal(after.pop(queries), before.pop(queries).repeat_interleave(2, 0))
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert AutoModel.from_pretrained(second).config.token_dropout == 0.5
+    for fields, error, message in (
+        ({"num_latents": 3}, ValueError, "`num_latents` is 3, and the sentence VAE has 2"),
+        ({"latent_size": 9}, ValueError, "`sentence_encoder.latent_head.weight` is of shape"),
+        ({"num_latent": 4}, TypeError, "has num_latent, and SentenceVaeConfig no such field"),
+    ):
+        with pytest.raises(error, match=message):
+            run("refused", sllm_config=fields, **given)
+
+
 def test_lora_trains_adapters_of_the_backbone_and_all_around_it_and_resumes(run, monkeypatch):
     from hf_sllm.training.trainer import SllmTrainer
 

@@ -29,6 +29,8 @@ def test_each_recipe_of_the_package_can_be_read(name, tmp_path):
         ({"learning_rat": 1e-3}, "unknown key 'learning_rat': did you mean 'learning_rate'?"),
         ({"backbone": "somewhere"}, "has one of `backbone`, `backbone_config` and `sllm`"),
         ({"backbone_config": None}, "has one of `backbone`, `backbone_config` and `sllm`"),
+        ({"stage": "sentence_vae", "sentence_vae": "somewhere"}, "this one has backbone_config and sentence_vae"),
+        ({"stage": "sentence_vae", "lora": {"r": 2}}, "`lora` has no meaning in the stage `sentence_vae`"),
         ({"backbone_config": {"hidden_size": 8}}, "`backbone_config` has no `model_type`"),
         ({"tokenizer": "somewhere"}, "this one has both"),
         ({"tokenizer_vocab_size": None}, "from scratch needs a `tokenizer`"),
