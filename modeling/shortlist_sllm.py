@@ -112,12 +112,14 @@ class ShortlistedHead:
 
     Args:
         model (`SllmForCausalLM`): Has a `shortlist_fit` or a `shortlist_head`.
-        size: How many tokens are on a list, at most; the end of text is always one.
+        size: How many tokens are on a list, at most. The end of text is always on it, all that there are.
     """
 
     def __init__(self, model: Any, size: int):
         self.model = model
-        self.size = min(size, model.config.vocab_size)
+        eos = model.config.eos_token_id
+        ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
+        self.size = min(max(size, ends), model.config.vocab_size)
         self.token_ids: torch.Tensor | None = None  # (batch, size)
         self.weight: torch.Tensor | None = None  # (batch, size, width) their rows of the LM head
         self.bias: torch.Tensor | None = None

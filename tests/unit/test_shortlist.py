@@ -93,6 +93,14 @@ def test_a_fitted_models_logits_are_the_heads_own_on_the_list_and_guessed_elsewh
     assert (logits - whole)[~listed].abs().max() > 0.01
 
 
+def test_every_end_of_text_is_on_a_list_that_is_shorter_than_these():
+    model = tiny_sllm(eos_token_id=[2, 5])
+    model.fit_shortlist(random_ids(4, 50), rank=4)
+    states = torch.randn(3, model.config.text_config.hidden_size)
+    logits = ShortlistedHead(model, 1).logits(states, torch.zeros(3, dtype=torch.bool))
+    torch.testing.assert_close(logits[:, [2, 5]], model.compute_logits(states)[:, [2, 5]])
+
+
 @pytest.mark.parametrize("rank", [0, 33, 21])
 def test_a_rank_that_cannot_be_fitted_is_refused(rank):
     with pytest.raises(ValueError, match="`rank` is"):
