@@ -227,14 +227,14 @@ class SllmGenerationMixin(GenerationMixin):
                 # Every row has closed its sentence: the backbone takes them all in at once.
                 feeding = waiting & ~finished
                 waiting = torch.zeros_like(waiting)
-            step = {"past_key_values": cache, "use_cache": True}
-            step.update(input_ids=last[:, None], attention_mask=feeding[:, None].long())
-            if head is None:
-                new = self(logits_to_keep=1, **step).logits[:, -1]
+                step = {"input_ids": last[:, None], "attention_mask": feeding[:, None].long()}
+                states = self.model(**step, past_key_values=cache, use_cache=True, states_to_keep=1).last_hidden_state
             else:
-                states = self.model(states_to_keep=1, **step).last_hidden_state[:, -1]
-                new = head.logits(states, feeding & begins)
-            logits = torch.where(feeding[:, None], new.float(), logits)
+                states = self.model.continue_sentences(last[:, None], feeding[:, None], cache)
+            states = states[:, -1]
+            new = self.compute_logits(states) if head is None else head.logits(states, feeding & begins)
+            new = new.to(logits)
+            logits = new if feeding.all() else torch.where(feeding[:, None], new, logits)
 
         if streamer is not None:
             streamer.end()
@@ -278,6 +278,8 @@ class _Rows:
         for length in self.length[rows].unique().tolist():
             chosen = rows & (self.length == length)
             value = function(self.ids[:, :length])
+            if chosen.all():
+                return value
             result = torch.where(chosen.view(-1, *[1] * (value.dim() - 1)), value, result)
         return result
 

@@ -276,7 +276,7 @@ class SllmModel(SllmPreTrainedModel):
             return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
         layers = self.wanted_layers(output_hidden_states)
         if past is not None and length == 1 and not layers.kwargs and self._only_continues(input_ids, mask, cache):
-            states = self._continue_sentences(input_ids, mask, cache)
+            states = self.continue_sentences(input_ids, mask, cache)
             return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
 
         open_length = None if past is None else cache.open_length
@@ -345,8 +345,8 @@ class SllmModel(SllmPreTrainedModel):
             return False
         return not (self.segmenter.closes(input_ids[:, 0], cache.open_length) & mask[:, 0]).any()
 
-    def _continue_sentences(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> torch.Tensor:
-        """States `(batch, 1, width)` after one token more of each open sentence, where the mask is true."""
+    def continue_sentences(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> torch.Tensor:
+        """As the forward pass, `(batch, 1, width)`, for one token that closes no sentence, where the mask is true."""
         restart = self.config.decoder_context_length == 0
         row, index = torch.arange(len(mask), device=mask.device), cache.num_positions.masked_fill(~mask[:, 0], -1)
         position_ids = (cache.open_length if restart else cache.num_tokens) + 1
