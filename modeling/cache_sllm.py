@@ -169,7 +169,8 @@ class SllmCache(Cache):
         self.token_closes = torch.cat([self.token_closes, torch.zeros_like(mask)], 1)
         if int(self.open_length.max()) == self.open_ids.shape[1]:
             self.open_ids = torch.cat([self.open_ids, torch.zeros_like(token_ids)], 1)
-        self.open_ids = self.open_ids.index_put((fed.nonzero().squeeze(1), self.open_length[fed]), token_ids[fed, 0])
+        # In a row that gets no token this is beyond its open sentence, where nothing counts.
+        self.open_ids = self.open_ids.scatter(1, self.open_length[:, None], token_ids)
         self.open_length, self.num_tokens = self.open_length + fed, self.num_tokens + fed
         self._trim()
 

@@ -21,7 +21,7 @@ from .shortlist_sllm import ShortlistedHead, fit_directions
 class SllmGenerationMixin(GenerationMixin):
     """`generate` for the sentence-level language model."""
 
-    # What `fit_shortlist` found: `(rank, width)` and `(vocab, rank)`.
+    # What `fit_shortlist` found: `(rank, width)` and `(rank, vocab)`.
     shortlist_fit: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -179,9 +179,11 @@ class SllmGenerationMixin(GenerationMixin):
         device = input_ids.device
         pad_token_id = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
         written = _Rows(input_ids, pad_token_id)
-        finished = torch.zeros(batch_size, dtype=torch.bool, device=device)
-        waiting = torch.zeros_like(finished)  # has written the token that closes its sentence, which is not yet fed
-        sentences = torch.zeros(batch_size, dtype=torch.long, device=device)
+        # What is decided of each row is kept on the host, which asks the device for it once for each token.
+        finished = [False] * batch_size
+        waiting = [False] * batch_size  # has written the token that closes its sentence, which is not yet fed
+        sentences = [0] * batch_size
+        last = input_ids[:, -1]
         sentence_start = prompt_length  # of the sentence being streamed
         keep_scores = generation_config.return_dict_in_generate and generation_config.output_scores
         keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
@@ -196,45 +198,49 @@ class SllmGenerationMixin(GenerationMixin):
         head = None if shortlist_size is None else ShortlistedHead(self, shortlist_size)
 
         while True:
-            writing = ~finished & ~waiting
+            writing = [not (done or waits) for done, waits in zip(finished, waiting, strict=True)]
             processed = written.by_length(writing, partial(_process, logits_processor, logits), logits)
             if generation_config.do_sample:
-                tokens = torch.multinomial(processed[writing].softmax(-1), 1).squeeze(1)
+                tokens = torch.multinomial(processed.softmax(-1), 1).squeeze(1)
             else:
-                tokens = processed[writing].argmax(-1)
+                tokens = processed.argmax(-1)
             if keep_scores:
-                _store(scores, processed, writing, written.length - prompt_length, -torch.inf)
+                written.store(scores, processed, writing, prompt_length, -torch.inf)
             if keep_logits:
-                _store(raw_logits, logits, writing, written.length - prompt_length, 0.0)
-            written.append(writing, tokens)
-            last = written.last_tokens()
+                written.store(raw_logits, logits, writing, prompt_length, 0.0)
+            last = _choose(writing, tokens, last)
+            written.append(writing, last)
 
             newest = (processed,) if keep_scores else None  # of those kept, the last is what criteria look at
-            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), finished)
-            closed = writing & self.model.segmenter.closes(last, cache.open_length)
-            sentences += closed
-            finished |= (writing & stop) | (closed & (sentences >= max_sentences))
-            waiting |= closed
-            if streamer is not None and bool((closed | finished)[0]):
-                streamer.put(written.ids[0, sentence_start : int(written.length[0])].cpu())
-                sentence_start = int(written.length[0])
-            if finished.all():
+            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), torch.zeros_like(last).bool())
+            closes = self.model.segmenter.closes(last, cache.open_length)
+            for row, (stops, closed) in enumerate(torch.stack([stop, closes], 1).tolist()):
+                if writing[row]:
+                    sentences[row] += closed
+                    waiting[row] = closed
+                    finished[row] = stops or (closed and sentences[row] >= max_sentences)
+            if streamer is not None and (waiting[0] or finished[0]):
+                streamer.put(written.ids[0, sentence_start : written.lengths[0]].cpu())
+                sentence_start = written.lengths[0]
+            if all(finished):
                 break
 
-            feeding = writing & ~waiting & ~finished
-            begins = not feeding.any()
+            feeding = [writes and not waiting[row] and not finished[row] for row, writes in enumerate(writing)]
+            begins = not any(feeding)
             if begins:
                 # Every row has closed its sentence: the backbone takes them all in at once.
-                feeding = waiting & ~finished
-                waiting = torch.zeros_like(waiting)
-                step = {"input_ids": last[:, None], "attention_mask": feeding[:, None].long()}
-                states = self.model(**step, past_key_values=cache, use_cache=True, states_to_keep=1).last_hidden_state
-            else:
-                states = self.model.continue_sentences(last[:, None], feeding[:, None], cache)
-            states = states[:, -1]
-            new = self.compute_logits(states) if head is None else head.logits(states, feeding & begins)
-            new = new.to(logits)
-            logits = new if feeding.all() else torch.where(feeding[:, None], new, logits)
+                feeding = [waits and not finished[row] for row, waits in enumerate(waiting)]
+                waiting = [False] * batch_size
+            fed = torch.tensor(feeding, device=device)[:, None]
+            with torch.inference_mode():  # cheaper than `no_grad`, which processors and criteria still have
+                if begins:
+                    step = {"input_ids": last[:, None], "attention_mask": fed.long(), "states_to_keep": 1}
+                    states = self.model(**step, past_key_values=cache, use_cache=True).last_hidden_state
+                else:
+                    states = self.model.continue_sentences(last[:, None], fed, cache)
+                states = states[:, -1]
+                new = self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & begins)
+            logits = _choose(feeding, new.to(copy=True, dtype=torch.float32), logits)
 
         if streamer is not None:
             streamer.end()
@@ -253,43 +259,47 @@ def _process(logits_processor: Callable, logits: torch.Tensor, input_ids: torch.
     return logits_processor(input_ids, logits.clone())
 
 
+def _choose(rows: list[bool], values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """The values `(batch, …)` of the chosen rows, and the others of the others."""
+    if all(rows):
+        return values
+    return torch.where(torch.tensor(rows, device=values.device).view(-1, *[1] * (values.dim() - 1)), values, others)
+
+
 class _Rows:
     """Rows of token ids that grow at different times; padded on the right."""
 
     def __init__(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
         self.ids = input_ids
         self.pad_token_id = pad_token_id
-        self.length = torch.full((len(input_ids),), input_ids.shape[1], dtype=torch.long, device=input_ids.device)
+        self.lengths = [input_ids.shape[1]] * len(input_ids)
 
-    def append(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        """One token for each of the chosen rows."""
-        if int(self.length[rows].max()) == self.ids.shape[1]:
+    def append(self, rows: list[bool], tokens: torch.Tensor) -> None:
+        """To each of the chosen rows its token, of `(batch,)`."""
+        places = {row: self.lengths[row] for row, writes in enumerate(rows) if writes}
+        width = self.ids.shape[1]
+        if width in places.values():
             self.ids = torch.cat([self.ids, torch.full_like(self.ids[:, :1], self.pad_token_id)], 1)
-        self.ids[rows, self.length[rows]] = tokens
-        self.length = self.length + rows.long()
+        self.ids[list(places), list(places.values())] = tokens[list(places)]
+        self.lengths = [length + writes for length, writes in zip(self.lengths, rows, strict=True)]
 
-    def last_tokens(self) -> torch.Tensor:
-        return self.ids.gather(1, self.length[:, None] - 1).squeeze(1)
-
-    def by_length(self, rows: torch.Tensor, function: Callable, default: torch.Tensor) -> torch.Tensor:
+    def by_length(self, rows: list[bool], function: Callable, default: torch.Tensor) -> torch.Tensor:
         """Calls a function of `(batch, length)` ids once for each length that the chosen rows have, so that each row
         is judged by exactly its own ids; returns what it says of the chosen rows, and the default for the others."""
         result = default
-        for length in self.length[rows].unique().tolist():
-            chosen = rows & (self.length == length)
-            value = function(self.ids[:, :length])
-            if chosen.all():
-                return value
-            result = torch.where(chosen.view(-1, *[1] * (value.dim() - 1)), value, result)
+        for length in {length for length, writes in zip(self.lengths, rows, strict=True) if writes}:
+            chosen = [writes and own == length for writes, own in zip(rows, self.lengths, strict=True)]
+            result = _choose(chosen, function(self.ids[:, :length]), result)
         return result
 
-
-def _store(steps: list, values: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, empty: float) -> None:
-    """Puts the rows' values into the step that each row is at, as the token loop would."""
-    while len(steps) <= int(index[rows].max()):
-        steps.append(torch.full_like(values, empty))
-    for row in rows.nonzero().squeeze(1).tolist():
-        steps[int(index[row])][row] = values[row]
+    def store(self, steps: list, values: torch.Tensor, rows: list[bool], prompt_length: int, empty: float) -> None:
+        """Puts the chosen rows' values into the step that each row is at, as the token loop would."""
+        for row, writes in enumerate(rows):
+            if writes:
+                step = self.lengths[row] - prompt_length
+                if step == len(steps):
+                    steps.append(torch.full_like(values, empty))
+                steps[step][row] = values[row]
 
 
 __all__ = ["SllmGenerationMixin"]

@@ -66,10 +66,10 @@ def test_a_fit_guesses_from_few_directions_what_the_head_says_of_the_text():
     torch.manual_seed(0)
     states, weight = torch.randn(50, 3) @ torch.randn(3, 16), torch.randn(61, 16)
     directions, table = fit_directions(states, weight, 3)
-    assert directions.shape == (3, 16) and table.shape == (61, 3)
-    torch.testing.assert_close(states @ directions.T @ table.T, states @ weight.T, rtol=1e-2, atol=1e-2)
+    assert directions.shape == (3, 16) and table.shape == (3, 61)
+    torch.testing.assert_close(states @ directions.T @ table, states @ weight.T, rtol=1e-2, atol=1e-2)
     other = torch.randn(50, 16)
-    assert (other @ directions.T @ table.T - other @ weight.T).std() > 1
+    assert (other @ directions.T @ table - other @ weight.T).std() > 1
 
 
 def test_a_fitted_model_chooses_a_list_for_each_token_and_from_all_directions_writes_the_same_text():
