@@ -179,11 +179,11 @@ class SllmGenerationMixin(GenerationMixin):
         device = input_ids.device
         pad_token_id = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
         written = _Rows(input_ids, pad_token_id)
-        # What is decided of each row is kept on the host, which asks the device for it once for each token.
+        # What is decided of each row is in lists: tensors of so few values take longer.
         finished = [False] * batch_size
         waiting = [False] * batch_size  # has written the token that closes its sentence, which is not yet fed
         sentences = [0] * batch_size
-        last = input_ids[:, -1]
+        last, nobody = input_ids[:, -1], torch.zeros(batch_size, dtype=torch.bool, device=device)
         sentence_start = prompt_length  # of the sentence being streamed
         keep_scores = generation_config.return_dict_in_generate and generation_config.output_scores
         keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
@@ -212,7 +212,9 @@ class SllmGenerationMixin(GenerationMixin):
             written.append(writing, last)
 
             newest = (processed,) if keep_scores else None  # of those kept, the last is what criteria look at
-            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), torch.zeros_like(last).bool())
+            stop = written.by_length(
+                writing, partial(stopping_criteria, scores=newest), torch.zeros_like(last, dtype=torch.bool)
+            )
             closes = self.model.segmenter.closes(last, cache.open_length)
             for row, (stops, closed) in enumerate(torch.stack([stop, closes], 1).tolist()):
                 if writing[row]:

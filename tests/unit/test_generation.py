@@ -1,5 +1,6 @@
 """Generation: every way of writing gives the text that the logits say."""
 
+import copy
 import math
 
 import pytest
@@ -240,6 +241,26 @@ def test_the_sentence_loop_returns_a_cache_that_fits_the_text_or_none():
     alone = model.generate(random_ids(1, 12), **options)
     assert alone.past_key_values.get_seq_length() == alone.sequences.shape[1] - 1
     assert model.generate(random_ids(2, 12), **options).past_key_values is None
+
+
+@pytest.mark.parametrize("cache_implementation", [None, "static"])
+def test_what_the_sentence_loop_returns_serves_other_loops_and_training(cache_implementation):
+    """It runs the model in inference mode, whose tensors can neither be changed nor differentiated elsewhere."""
+    model, prompt = tiny_sllm(), random_ids(1, 12)
+    options = {"return_dict_in_generate": True, "cache_implementation": cache_implementation, "do_sample": False}
+    whole = model.generate(prompt, **GREEDY)
+    half = model.generate(
+        prompt, max_sentences=math.inf, max_new_tokens=20, output_scores=True, output_logits=True, **options
+    )
+    assert not any(values.is_inference() for values in (half.sequences, *half.scores, *half.logits))
+    for max_sentences in (math.inf, None):
+        cache = copy.deepcopy(half.past_key_values)
+        rest = model.generate(
+            half.sequences, past_key_values=cache, max_sentences=max_sentences, do_sample=False, max_new_tokens=20
+        )
+        assert torch.equal(rest, whole)
+    model(half.sequences[:, -1:], past_key_values=half.past_key_values).logits.sum().backward()
+    model(half.sequences, labels=half.sequences).loss.backward()
 
 
 def test_several_texts_for_one_prompt():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCAB_SIZE, random_ids, tiny_sllm
 
-from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions, guessed_scores
+from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions, guessed_scores, largest, weighted_sum
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,21 @@ def test_a_fit_guesses_from_few_directions_what_the_head_says_of_the_text():
     torch.testing.assert_close(states @ directions.T @ table, states @ weight.T, rtol=1e-2, atol=1e-2)
     other = torch.randn(50, 16)
     assert (other @ directions.T @ table - other @ weight.T).std() > 1
+
+
+@pytest.mark.parametrize("vocab_size", [2048, 2051])
+@pytest.mark.parametrize("size", [1, 40, 300, 2000])
+def test_the_largest_scores_are_found(vocab_size, size):
+    scores = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(0))
+    found = largest(scores, size)
+    assert torch.equal(found.sort().values, scores.topk(size).indices.sort().values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [2048, 2051, 7])
+def test_a_weighted_sum_is_the_product(vocab_size, dtype):
+    rows, weights = torch.randn(5, vocab_size).to(dtype), torch.randn(1, 5).to(dtype)
+    torch.testing.assert_close(weighted_sum(weights, rows), weights @ rows, rtol=0.02, atol=0.02)
 
 
 def test_a_fitted_model_chooses_a_list_for_each_token_and_from_all_directions_writes_the_same_text():
