@@ -212,9 +212,7 @@ class SllmGenerationMixin(GenerationMixin):
             written.append(writing, last)
 
             newest = (processed,) if keep_scores else None  # of those kept, the last is what criteria look at
-            stop = written.by_length(
-                writing, partial(stopping_criteria, scores=newest), torch.zeros_like(last, dtype=torch.bool)
-            )
+            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), nobody)
             closes = self.model.segmenter.closes(last, cache.open_length)
             for row, (stops, closed) in enumerate(torch.stack([stop, closes], 1).tolist()):
                 if writing[row]:

@@ -1,13 +1,15 @@
 """Bytes: what an object holds on to, and the most that a computation has alive at once."""
 
 import weakref
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
+
+from .operations import OperationMode
 
 # What a cache may refer to without holding it.
 _NOT_HELD = (str, bytes, type, torch.nn.Module, PreTrainedConfig)
@@ -72,7 +74,7 @@ class PeakMemory:
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
 
 
-class _Follower(TorchDispatchMode):
+class _Follower(OperationMode):
     """Adds up the storages that operations make, and takes off those that are gone."""
 
     def __init__(self, model: torch.nn.Module):
@@ -82,8 +84,8 @@ class _Follower(TorchDispatchMode):
         weights = [*model.parameters(), *model.buffers()]
         self.alive = {weight.untyped_storage()._cdata for weight in weights}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
         given = {
             tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if type(tensor) is torch.Tensor
         }

@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,12 +21,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from hf_sllm.modeling.shortlist_sllm import ShortlistedHead
 
 from .generation import Clock, Side, check_lengths, write
+from .operations import OperationMode
 from .report import DTYPES, VERSIONS_OF
 from .shapes import fit_shortlist, make_pair, random_text
 from .tables import table_of
@@ -253,17 +253,17 @@ class PartClock(Clock):
         self._since = now
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(OperationMode):
     """Within it, torch's operations count for the parts of a clock. Views do nothing, and do not count."""
 
     def __init__(self, clock: PartClock):
         super().__init__()
         self.clock = clock
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+    def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if not operation.is_view and operation is not torch.ops.aten._unsafe_view.default:
             self.clock.count_operation()
-        return func(*args, **(kwargs or {}))
+        return operation(*args, **kwargs)
 
 
 def modules_of(model: Any) -> dict[str, nn.Module]:
