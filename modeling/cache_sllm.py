@@ -7,7 +7,6 @@ back on when it goes further back than the decoder's cache reaches.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -113,9 +112,7 @@ class SllmCache(Cache):
         return rows.masked_fill(position >= size[:, None], -1)
 
     def append_slots(self, query: Stream) -> Stream:
-        """Announces new entries of the decoder's cache; returns all of them."""
-        batch = torch.arange(len(query.row), device=query.row.device)[:, None]
-        query = replace(query, row=batch.expand_as(query.row))
+        """Announces new entries of the decoder's cache, `(batch, new)`; returns all of them."""
         if self.slots is None:
             self.slots = query
         else:

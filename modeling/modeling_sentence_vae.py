@@ -203,6 +203,7 @@ class SentenceDecoder(nn.Module):
         """As `run_stream`, after the positions that the cache holds; each row of the batch is one row."""
         rows = cache.stream_rows(stream)  # (batch, Q), -1 where a row has fewer positions
         query = gather_stream(stream, rows)
+        query.row = torch.arange(len(rows), device=rows.device)[:, None].expand_as(rows)
         real = rows >= 0
         memory = None if memory is None else cache.open_memory(*memory)
         outputs = self.run_cached(
@@ -221,8 +222,7 @@ class SentenceDecoder(nn.Module):
         if self.config.conditioning == "cross_attention":
             kwargs["encoder_hidden_states"] = cache.open_latents
         outputs = self.run_cached(inputs_embeds, query, self.config.decoder_context_length, cache, **kwargs)
-        states = outputs.last_hidden_state
-        return self.output_projection(states.to(inputs_embeds.dtype))
+        return self.output_projection(outputs.last_hidden_state.to(inputs_embeds.dtype))
 
     def run_cached(
         self,

@@ -120,7 +120,7 @@ class SentenceSegmenter:
             eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
             closing = [*eos, *self.config.boundary_token_ids, *self.config.clause_token_ids]
             # Ids above the table's last entry, which is 0, are clamped to it: a resized vocabulary needs no new table.
-            table = torch.zeros(max(closing, default=-1) + 2, dtype=torch.int8)
+            table = torch.zeros(max(closing, default=-1) + 2, dtype=torch.int32)
             table[self.config.clause_token_ids] = 1
             table[self.config.boundary_token_ids] = 2
             table[eos] = 3
@@ -166,8 +166,8 @@ class SentenceSegmenter:
             strength = self.closing_strength(token_ids.flatten()[token_index])
         else:
             ids = sentence_ids.flatten()[token_index]
-            strength = torch.zeros(total, dtype=torch.int8, device=device)
-            strength[:-1] = 3 * ((ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])).to(torch.int8)
+            strength = torch.zeros(total, dtype=torch.int32, device=device)
+            strength[:-1] = 3 * ((ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])).to(torch.int32)
 
         if boundary_dropout > 0:
             strength = strength * (torch.rand(total, device=device) >= boundary_dropout)
@@ -198,12 +198,9 @@ class SentenceSegmenter:
 
     def _may_close(self, strength: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
         """Whether tokens of these strengths close sentences that have so many tokens with them."""
-        return (
-            (strength == 3)
-            | ((strength == 2) & (size >= self.config.min_sentence_length))
-            | ((strength == 1) & (size >= self.config.min_clause_length))
-            | (size >= self.config.max_sentence_length)
-        )
+        config = self.config
+        least = [config.max_sentence_length, config.min_clause_length, config.min_sentence_length, 1]
+        return size >= strength.new_tensor(least).clamp(max=config.max_sentence_length)[strength]
 
     def _sentence_starts(
         self, strength: torch.Tensor, carried: torch.Tensor, row_end: torch.Tensor, token_row: torch.Tensor
