@@ -108,6 +108,13 @@ def test_a_fitted_models_logits_are_the_heads_own_on_the_list_and_guessed_elsewh
     assert (logits - whole)[~listed].abs().max() > 0.01
 
 
+def test_a_fitted_model_writes_under_autocast():
+    model, token_ids = tiny_sllm(), random_ids(1, 20)
+    model.fit_shortlist(random_ids(4, 50), rank=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, token_ids, shortlist_size=7).shape[1] > 20
+
+
 def test_every_end_of_text_is_on_a_list_that_is_shorter_than_these():
     model = tiny_sllm(eos_token_id=[2, 5])
     model.fit_shortlist(random_ids(4, 50), rank=4)
