@@ -201,7 +201,8 @@ class SllmGenerationMixin(GenerationMixin):
             writing = [not (done or waits) for done, waits in zip(finished, waiting, strict=True)]
             processed = written.by_length(writing, partial(_process, logits_processor, logits), logits)
             if generation_config.do_sample:
-                tokens = torch.multinomial(processed.softmax(-1), 1).squeeze(1)
+                drawn_from = _choose(writing, processed, torch.zeros_like(processed))  # of others nothing is known
+                tokens = torch.multinomial(drawn_from.softmax(-1), 1).squeeze(1)
             else:
                 tokens = processed.argmax(-1)
             if keep_scores:
@@ -240,12 +241,14 @@ class SllmGenerationMixin(GenerationMixin):
                     states = self.model.continue_sentences(last[:, None], fed, cache)
                 states = states[:, -1]
                 new = self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & begins)
-            logits = _choose(feeding, new.to(copy=True, dtype=torch.float32), logits)
+            logits = _choose(feeding, new.to(device, torch.float32, copy=True), logits)
 
         if streamer is not None:
             streamer.end()
         if not generation_config.return_dict_in_generate:
             return written.ids
+        if cache.open_latents is not None:
+            cache.open_latents = cache.open_latents.clone()  # who reads on with gradients differentiates these
         return GenerateDecoderOnlyOutput(
             sequences=written.ids,
             scores=tuple(scores) if keep_scores else None,

@@ -4,7 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_COMPOSITE = DispatchKey.CompositeImplicitAutograd
 
 
 class OperationMode(TorchDispatchMode, ABC):
@@ -17,6 +20,7 @@ class OperationMode(TorchDispatchMode, ABC):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:
-            result = func.decompose(*args, **kwargs)
-        return self.run(func, args, kwargs) if result is NotImplemented else result
+        if func.has_kernel_for_dispatch_key(_COMPOSITE):
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
+        return self.run(func, args, kwargs)

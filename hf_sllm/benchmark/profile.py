@@ -31,6 +31,8 @@ from .report import DTYPES, VERSIONS_OF
 from .shapes import fit_shortlist, make_pair, random_text
 from .tables import table_of
 
+aten = torch.ops.aten
+
 # What is no part: choosing tokens, laying out sentences, masks, embeddings, the maps to and from latents, the cache's
 # bookkeeping, and the loop itself.
 REST = "rest"
@@ -261,7 +263,7 @@ class OperationCounter(OperationMode):
         self.clock = clock
 
     def run(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if not operation.is_view and operation is not torch.ops.aten._unsafe_view.default:
+        if not operation.is_view and operation not in (aten._unsafe_view.default, aten.detach_.default):
             self.clock.count_operation()
         return operation(*args, **kwargs)
 

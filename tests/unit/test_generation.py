@@ -243,10 +243,10 @@ def test_the_sentence_loop_returns_a_cache_that_fits_the_text_or_none():
     assert model.generate(random_ids(2, 12), **options).past_key_values is None
 
 
-@pytest.mark.parametrize("cache_implementation", [None, "static"])
-def test_what_the_sentence_loop_returns_serves_other_loops_and_training(cache_implementation):
+@pytest.mark.parametrize("option, cache_implementation", [("default", None), ("default", "static"), ("paper", None)])
+def test_what_the_sentence_loop_returns_serves_other_loops_and_training(option, cache_implementation):
     """It runs the model in inference mode, whose tensors can neither be changed nor differentiated elsewhere."""
-    model, prompt = tiny_sllm(), random_ids(1, 12)
+    model, prompt = option_model(option), random_ids(1, 12)
     options = {"return_dict_in_generate": True, "cache_implementation": cache_implementation, "do_sample": False}
     whole = model.generate(prompt, **GREEDY)
     half = model.generate(
@@ -261,6 +261,18 @@ def test_what_the_sentence_loop_returns_serves_other_loops_and_training(cache_im
         assert torch.equal(rest, whole)
     model(half.sequences[:, -1:], past_key_values=half.past_key_values).logits.sum().backward()
     model(half.sequences, labels=half.sequences).loss.backward()
+
+
+def test_rows_that_wait_are_not_drawn_from():
+    """What a processor would have made of them is not known: their logits may be no numbers."""
+
+    def spoil(module, args, logits):
+        logits[1, ..., 3], logits[1, ..., 4] = math.inf, math.nan
+
+    options = {"do_sample": True, "max_new_tokens": 40, "remove_invalid_values": True, "max_sentences": math.inf}
+    model = tiny_sllm()
+    model.lm_head.register_forward_hook(spoil)
+    assert model.generate(random_ids(2, 12), **options).shape[1] > 12
 
 
 def test_several_texts_for_one_prompt():

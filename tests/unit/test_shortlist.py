@@ -80,10 +80,11 @@ def test_the_largest_scores_are_found(vocab_size, size):
     assert torch.equal(found.sort().values, scores.topk(size).indices.sort().values)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("vocab_size", [2048, 2051, 7])
-def test_a_weighted_sum_is_the_product(vocab_size, dtype):
-    rows, weights = torch.randn(5, vocab_size).to(dtype), torch.randn(1, 5).to(dtype)
+def test_a_weighted_sum_is_the_product(vocab_size, batch_size, dtype):
+    rows, weights = torch.randn(5, vocab_size).to(dtype), torch.randn(batch_size, 5).to(dtype)
     torch.testing.assert_close(weighted_sum(weights, rows), weights @ rows, rtol=0.02, atol=0.02)
 
 
