@@ -273,7 +273,7 @@ class _Rows:
     """Rows of token ids that grow at different times; padded on the right."""
 
     def __init__(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
-        self.ids = input_ids
+        self.ids = input_ids.long()  # as the token loop gives them, whatever the prompt has
         self.pad_token_id = pad_token_id
         self.lengths = [input_ids.shape[1]] * len(input_ids)
 

@@ -263,6 +263,13 @@ def test_what_the_sentence_loop_returns_serves_other_loops_and_training(option, 
     model(half.sequences, labels=half.sequences).loss.backward()
 
 
+@pytest.mark.parametrize("max_sentences", [None, math.inf])
+def test_a_prompt_may_have_other_integers(max_sentences):
+    model, prompt = tiny_sllm(), random_ids(2, 12)
+    expected = model.generate(prompt, max_sentences=max_sentences, **GREEDY)
+    assert torch.equal(model.generate(prompt.int(), max_sentences=max_sentences, **GREEDY), expected)
+
+
 def test_rows_that_wait_are_not_drawn_from():
     """What a processor would have made of them is not known: their logits may be no numbers."""
 
