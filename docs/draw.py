@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hf_sllm import SllmForCausalLM
 from hf_sllm.data import load_documents
 from hf_sllm.embedded import embedded_checkpoint
-from hf_sllm.modeling.packing_sllm import DecoderPositions, Stream, decoder_positions, visible
+from hf_sllm.modeling.stream_attention import visible
+from hf_sllm.modeling.stream_layout import DecoderPositions, Stream, decoder_positions
 
 FOLDER = Path(__file__).parent / "pictures"
 DOCUMENTS = Path(__file__).parents[1] / "tests" / "data" / "tiny.jsonl"

@@ -1,11 +1,11 @@
 """The model: what travels to the Hub beside each checkpoint. Imported as `hf_sllm.modeling`."""
 
-from .cache_sllm import SllmCache
 from .configuration_sentence_vae import SentenceVaeConfig
 from .configuration_sllm import SllmConfig
 from .modeling_sentence_vae import SentenceVaeModel, SentenceVaeOutput
 from .modeling_sllm import SllmForCausalLM, SllmModel, SllmOutput
-from .segmentation_sllm import SentenceLayout, SentenceSegmenter, boundary_tokens
+from .sentence_segmentation import SentenceLayout, SentenceSegmenter, boundary_tokens
+from .stream_cache import SllmCache
 
 __all__ = [
     "SentenceLayout",

@@ -8,8 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import interval, positive_int_field
 
-from .presets_sllm import fields_of_language_model, paper_fields
-from .validation_sllm import check_config, value_errors
+from .backbone_layers import fields_of_language_model, paper_fields
+from .validation_config import check_config, value_errors
 
 
 @value_errors

@@ -6,7 +6,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import interval
 
 from .configuration_sentence_vae import SentenceVaeConfig
-from .validation_sllm import value_errors
+from .validation_config import value_errors
 
 
 @value_errors

@@ -13,9 +13,9 @@ import torch
 from transformers import GenerationMixin
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache_sllm import SllmCache
-from .parallel_sllm import write_in_parallel
-from .shortlist_sllm import ShortlistedHead, fit_directions
+from .generation_ahead import write_in_parallel
+from .stream_cache import SllmCache
+from .token_shortlist import ShortlistedHead, fit_directions
 
 
 class SllmGenerationMixin(GenerationMixin):

@@ -16,27 +16,19 @@ from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .cache_sllm import SllmCache
+from .backbone_loading import FromBackboneMixin
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
-from .initialization_sllm import FromBackboneMixin
-from .losses_sllm import aligned_targets, kl_divergence, stop_loss
-from .modeling_sentence_vae import (
-    SentenceDecoder,
-    SentenceEncoder,
-    SentenceVaePreTrainedModel,
-    adjust_logits,
-    all_rows,
-    closed_reconstruction,
-    sample_latents,
-    scatter_tokens,
-    unit_linear,
-)
-from .packing_sllm import Stream, decoder_positions, decoder_tail, embed_tokens, encode_in_parts, output_slots
-from .parallel_sllm import NextLatentHead, next_latent_loss
-from .segmentation_sllm import SentenceLayout, SentenceSegmenter
-from .shortlist_sllm import bag_of_words_loss
-from .validation_sllm import (
+from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
+from .modeling_sentence_vae import SentenceVaePreTrainedModel, adjust_logits, unit_linear
+from .sentence_decoder import SentenceDecoder, closed_reconstruction, scatter_tokens
+from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
+from .sentence_segmentation import SentenceLayout, SentenceSegmenter
+from .stream_cache import SllmCache
+from .stream_layout import Stream, decoder_positions, decoder_tail, embed_tokens, output_slots
+from .token_losses import aligned_targets, stop_loss
+from .token_shortlist import bag_of_words_loss
+from .validation_inputs import (
     check_cache,
     check_inputs,
     check_labels,

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_sllm.modeling.shortlist_sllm import ShortlistedHead
+from hf_sllm.modeling.token_shortlist import ShortlistedHead
 
 from .generation import Clock, Side, check_lengths, write
 from .operations import OperationMode

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_sllm.data.blocks import cut_at_sentences
 from hf_sllm.data.statistics import ids_and_bytes
 from hf_sllm.modeling import SentenceLayout, SllmCache
-from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
-from hf_sllm.modeling.parallel_sllm import predict_ahead
+from hf_sllm.modeling.generation_ahead import predict_ahead
+from hf_sllm.modeling.sentence_decoder import reconstruction_states
 
 from .loop import evaluation_mode, in_batches, padded
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data.blocks import cut_at_sentences, document_ids
 from hf_sllm.modeling import SentenceLayout
-from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
+from hf_sllm.modeling.sentence_decoder import reconstruction_states
 
 from .bits_per_byte import LENGTHS
 from .loop import evaluation_mode, in_batches, padded

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data.blocks import cut_at_sentences, document_ids
-from hf_sllm.modeling.shortlist_sllm import guessed_scores, token_scores
+from hf_sllm.modeling.token_shortlist import guessed_scores, token_scores
 
 from .loop import evaluation_mode, in_batches, padded
 

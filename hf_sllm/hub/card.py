@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from hf_sllm.evaluation.report import Evaluation
 from hf_sllm.evaluation.tables import TABLES, cells_of
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
-from hf_sllm.modeling.loading_sllm import shapes_in
+from hf_sllm.modeling.validation_checkpoint import shapes_in
 from hf_sllm.training.results import COLUMNS
 
 MARK = "<!-- Made by `hf-sllm card`; sha256 {} -->"

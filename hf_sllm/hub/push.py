@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_sllm.modeling import modeling_sentence_vae as vae_code
 from hf_sllm.modeling import modeling_sllm as sllm_code
-from hf_sllm.modeling.loading_sllm import shapes_in
+from hf_sllm.modeling.validation_checkpoint import shapes_in
 
 from .card import is_generated, make_card
 

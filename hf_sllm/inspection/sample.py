@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_sllm.data import document_ids
 from hf_sllm.evaluation.loop import padded
 from hf_sllm.modeling import SentenceVaeConfig
-from hf_sllm.modeling.segmentation_sllm import SentenceLayout, SentenceSegmenter
+from hf_sllm.modeling.sentence_segmentation import SentenceLayout, SentenceSegmenter
 
 
 @dataclass

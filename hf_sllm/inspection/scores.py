@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_sllm.modeling.modeling_sentence_vae import reconstruction_states
+from hf_sllm.modeling.sentence_decoder import reconstruction_states
 
 from .sample import Sample
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
-from hf_sllm.modeling.initialization_sllm import copy_sentence_vae
+from hf_sllm.modeling.backbone_layers import copy_sentence_vae
 
 from .adapters import HEADS
 

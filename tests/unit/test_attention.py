@@ -6,7 +6,8 @@ import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
-from hf_sllm.modeling.packing_sllm import Stream, decoder_positions, flash_attention_kwargs, padded_rows, visible
+from hf_sllm.modeling.stream_attention import flash_attention_kwargs, padded_rows, visible
+from hf_sllm.modeling.stream_layout import Stream, decoder_positions
 
 
 def stream_of(row, sentence) -> Stream:

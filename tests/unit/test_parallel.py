@@ -9,7 +9,7 @@ from models import BACKBONES, padded, random_ids, tiny_sllm
 from models import OPTIONS as TINY_OPTIONS
 
 from hf_sllm.modeling import generation_sllm
-from hf_sllm.modeling.parallel_sllm import predict_ahead
+from hf_sllm.modeling.generation_ahead import predict_ahead
 from hf_sllm.training.trainer import is_new_part
 
 

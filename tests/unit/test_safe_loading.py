@@ -9,7 +9,7 @@ from models import random_ids, tiny_backbone, tiny_sllm
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_sllm.modeling import SllmConfig, SllmForCausalLM, loading_sllm
+from hf_sllm.modeling import SllmConfig, SllmForCausalLM, validation_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_refused_and_its_file_named(saved
 
 def test_an_index_too_long_to_be_one_is_not_parsed(saved, tmp_path, monkeypatch):
     folder = copy_of(saved, "shards", tmp_path)
-    monkeypatch.setattr(loading_sllm, "MAX_INDEX_BYTES", 1000)
+    monkeypatch.setattr(validation_checkpoint, "MAX_INDEX_BYTES", 1000)
     monkeypatch.setattr(json, "load", None)
     with pytest.raises(ValueError, match=rf"{INDEX} has [\d,]+ bytes"):
         SllmForCausalLM.from_pretrained(folder)

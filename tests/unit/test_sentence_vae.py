@@ -7,8 +7,9 @@ import torch
 from models import BOUNDARIES, padded, random_ids, tiny_backbone, tiny_sllm
 
 from hf_sllm.modeling import SentenceVaeConfig, SentenceVaeModel
-from hf_sllm.modeling.losses_sllm import chunked_token_loss, kl_divergence, token_loss
-from hf_sllm.modeling.modeling_sentence_vae import drop_inputs, sample_latents
+from hf_sllm.modeling.latent_objectives import kl_divergence, sample_latents
+from hf_sllm.modeling.sentence_decoder import drop_inputs
+from hf_sllm.modeling.token_losses import chunked_token_loss, token_loss
 
 
 def tiny_vae(paper: bool = False, **fields) -> SentenceVaeModel:

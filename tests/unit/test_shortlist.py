@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCAB_SIZE, random_ids, tiny_sllm
 
-from hf_sllm.modeling.shortlist_sllm import ShortlistedHead, fit_directions, guessed_scores, largest, weighted_sum
+from hf_sllm.modeling.token_shortlist import ShortlistedHead, fit_directions, guessed_scores, largest, weighted_sum
 
 
 @pytest.fixture(scope="module")

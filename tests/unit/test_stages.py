@@ -99,7 +99,7 @@ def test_adapters_of_a_named_backbone_leave_its_weights_where_they_are(run, tmp_
     assert trained.bits_per_byte == pytest.approx(measured, rel=1e-5)
     assert not list(folder.rglob("model.safetensors"))
     assert not (folder / "base").exists()
-    assert (folder / "modeling_sllm.py").exists() and (folder / "losses_sllm.py").exists()
+    assert (folder / "modeling_sllm.py").exists() and (folder / "token_losses.py").exists()
     whole = AutoModelForCausalLM.from_pretrained(folder)
     assert whole.config.backbone_origin is None
 

@@ -234,6 +234,3 @@ def _next_true(flags: torch.Tensor) -> torch.Tensor:
     position = torch.arange(total + 1, device=flags.device)
     position[:-1].masked_fill_(~flags, total)
     return position.flip(0).cummin(0).values.flip(0)
-
-
-__all__ = ["SentenceLayout", "SentenceSegmenter", "boundary_tokens"]

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .losses_sllm import chunked_loss
-from .segmentation_sllm import SentenceLayout
+from .sentence_segmentation import SentenceLayout
+from .token_losses import chunked_loss
 
 
 def bag_of_words_loss(
@@ -181,6 +181,3 @@ class ShortlistedHead:
         if self.bias is not None:
             self.bias[begins] = head.bias[chosen]
         self.ready = self.ready | begins
-
-
-__all__ = ["ShortlistedHead", "bag_of_words_loss", "fit_directions", "fitted_logits", "guessed_scores", "token_scores"]

@@ -9,44 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache_sllm import SllmCache
-from .packing_sllm import Stream
-from .segmentation_sllm import SentenceLayout
-from .shortlist_sllm import ShortlistedHead
-from .validation_sllm import check_length
-
-# The head's hidden layer, in widths of the backbone.
-HIDDEN_WIDTHS = 4
-
-
-class NextLatentHead(nn.Sequential):
-    """From the backbone's state `(…, width)` before a sentence to what it will read of it, `(…, width)`."""
-
-    def __init__(self, width: int):
-        hidden = HIDDEN_WIDTHS * width
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-
-def next_latent_loss(
-    states: torch.Tensor, inputs: torch.Tensor, layout: SentenceLayout, targets: torch.Tensor, head: nn.Module
-) -> torch.Tensor:
-    """Squared error of what the head makes of the states, over the variance of the features that were to be told;
-    each sentence counts as often as it has tokens that are scored. Only the head gets a gradient.
-
-    Args:
-        states: `(C, width)` of the backbone, before each of the C closed sentences.
-        inputs: `(C, width)` what it reads of them.
-        layout: Of all sentences.
-        targets: `(N,)` the tokens themselves; -100 is left out.
-    """
-    tokens = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, (targets != -100).long())
-    inputs = inputs.detach().float()
-    variance = (inputs - inputs.mean(-1, keepdim=True)).pow(2).mean(-1)
-    error = (head(states.detach()).float() - inputs).pow(2).mean(-1)
-    return (error / variance.clamp(min=1e-8) * tokens[layout.sentence_closed]).sum()
+from .stream_cache import SllmCache
+from .stream_layout import Stream
+from .token_shortlist import ShortlistedHead
+from .validation_inputs import check_length
 
 
 def predict_ahead(model: Any, cache: SllmCache, count: int) -> torch.Tensor:
@@ -248,6 +216,3 @@ def _decoder_rows(cache: SllmCache, count: int) -> SllmCache:
         keys, values = (states[:, :, kept].expand(count, -1, -1, -1) for states in (layer.keys, layer.values))
         rows.decoder.update(keys, values, number)
     return rows
-
-
-__all__ = ["NextLatentHead", "next_latent_loss", "predict_ahead", "write_in_parallel"]

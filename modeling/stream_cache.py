@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from .packing_sllm import Stream
+from .stream_layout import Stream
 
 
 class SllmCache(Cache):
@@ -296,6 +296,3 @@ class SllmCache(Cache):
             self.slots.row = torch.arange(len(self.slots.row), device=self.slots.row.device)[:, None].expand_as(
                 self.slots.row
             )
-
-
-__all__ = ["SllmCache"]

@@ -1,14 +1,12 @@
 """The terms of the training loss, each a function of tensors: it knows no model."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .configuration_sentence_vae import SentenceVaeConfig
-from .segmentation_sllm import SentenceLayout
+from .sentence_segmentation import SentenceLayout
 
 # Logits that exist at once where a loss is computed in chunks: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
@@ -128,20 +126,6 @@ class _SumOverChunks(torch.autograd.Function):
         return grad_output * state_grad, None, None, *(grad_output * grad for grad in parameter_grads)
 
 
-def kl_divergence(config: SentenceVaeConfig, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """KL of the latents' Gaussians from the standard normal, in nats, summed over sentences and units.
-
-    Each unit's is clamped to `kl_free_bits` from below (arXiv 1606.04934, appendix C.8, here unit by unit) and to
-    `kl_max_bits` from above: outside, it has no gradient.
-    """
-    per_unit = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
-    most = None if config.kl_max_bits is None else config.kl_max_bits * math.log(2)
-    return per_unit.float().clamp(min=config.kl_free_bits * math.log(2), max=most).sum()
-
-
 def stop_loss(stop_logits: torch.Tensor, closes: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy in nats of the stop head, summed over the tokens."""
     return F.binary_cross_entropy_with_logits(stop_logits.float(), closes.float(), reduction="sum")
-
-
-__all__ = ["aligned_targets", "chunked_loss", "chunked_token_loss", "kl_divergence", "stop_loss", "token_loss"]

@@ -1,0 +1,184 @@
+"""Which layers and weights of a backbone the encoder and the decoder begin with, and the config fields of that."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+
+def fields_of_language_model(
+    text_config: PreTrainedConfig, encoder_layers: int | list[int], decoder_layers: int | list[int] | None
+) -> dict:
+    """Encoder and decoder are language models with some of its layers; special tokens and tied weights are its own."""
+    encoder_ids, decoder_ids = select_layers(text_config, encoder_layers, decoder_layers)
+    return {
+        "sentence_encoder_config": keep_layers(text_config, encoder_ids),
+        "sentence_decoder_config": keep_layers(text_config, decoder_ids),
+        "tie_word_embeddings": bool(getattr(text_config, "tie_word_embeddings", False)),
+        **{name: getattr(text_config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    }
+
+
+def paper_fields(text_config: PreTrainedConfig, decoder_layers: int, max_sentence_length: int) -> dict:
+    """The architecture of arXiv 2408.00655, section 3: one latent, the normalised sum of the token states; a decoder
+    that cross-attends to it and sees the sentence alone; focal loss; a stop head. The decoder's blocks are GPT-2's,
+    since few other architectures have cross-attention."""
+    return {
+        "num_latents": 1,
+        "pooling": "sum",
+        "conditioning": "cross_attention",
+        "decoder_context_length": 0,
+        "focal_gamma": 2.0,
+        "stop_head": True,
+        "sentence_decoder_config": AutoConfig.for_model(
+            "gpt2",
+            vocab_size=text_config.vocab_size,
+            n_embd=text_config.hidden_size,
+            n_head=text_config.num_attention_heads,
+            n_layer=decoder_layers,
+            n_positions=max_sentence_length + 1,
+            add_cross_attention=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+    }
+
+
+def select_layers(
+    text_config: PreTrainedConfig, encoder_layers: int | list[int], decoder_layers: int | list[int] | None
+) -> tuple[list[int], list[int]]:
+    """Indices of the backbone's layers that the encoder and the decoder are made of."""
+    total = text_config.num_hidden_layers
+    if decoder_layers is None:
+        decoder_layers = min(total, max(2, total // 6))
+    if isinstance(encoder_layers, int):
+        encoder_layers = list(range(encoder_layers))
+    if isinstance(decoder_layers, int) and decoder_layers <= total:
+        last = decoder_layers // 2
+        decoder_layers = [*range(decoder_layers - last), *range(total - last, total)]
+    if isinstance(decoder_layers, int):
+        raise ValueError(f"`decoder_layers` is {decoder_layers}: the language model has {total} layers.")
+    for name, layers in (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers)):
+        if not layers or not all(0 <= layer < total for layer in layers):
+            raise ValueError(f"`{name}` selects {layers}: it must select at least one of the layers 0 to {total - 1}.")
+    return encoder_layers, decoder_layers
+
+
+def keep_layers(text_config: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
+    """A copy of the config with these layers only; lists with one entry per layer follow."""
+    config = copy.deepcopy(text_config)
+    total = text_config.num_hidden_layers
+    config.num_hidden_layers = len(layers)
+    for name in ("layer_types", "no_rope_layers", "attention_layers", "mlp_layer_types"):
+        per_layer = getattr(config, name, None)
+        if isinstance(per_layer, list) and len(per_layer) == total:
+            setattr(config, name, [per_layer[layer] for layer in layers])
+    return config
+
+
+def copy_weights(
+    model: PreTrainedModel,
+    backbone: PreTrainedModel,
+    encoder_layers: int | list[int] | None,
+    decoder_layers: int | list[int] | None,
+) -> None:
+    """Embeddings, head and layers of a backbone into a model that was built for it."""
+    source = backbone.base_model
+    body = getattr(model, "model", model)
+    if hasattr(body, "language_model"):
+        body.language_model = source
+        model.config.text_config = source.config
+    else:
+        model.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
+    model.lm_head.load_state_dict(backbone.get_output_embeddings().state_dict())
+    model.tie_weights()
+    encoder, decoder = body.sentence_encoder, body.sentence_decoder
+    for part, layers, which in ((encoder, encoder_layers, 0), (decoder, decoder_layers, 1)):
+        if is_smaller_kind(part.model, source):
+            layers = part.model.config.num_hidden_layers if layers is None else layers
+            copy_layers(source, part.model, select_layers(source.config, layers, layers)[which])
+
+    # What enters a pretrained transformer has the scale that its token embeddings have.
+    table = source.get_input_embeddings()
+    some = torch.arange(min(1000, table.num_embeddings), device=backbone.device)
+    scale = table(some).float().pow(2).mean().sqrt()
+    for linear in (decoder.latent_prefix, getattr(body, "latent_input", None)):
+        if linear is not None:
+            linear.weight.mul_(scale / (linear.weight.float().pow(2).mean() * linear.in_features).sqrt())
+    queries = getattr(encoder, "latent_queries", None)
+    if queries is not None:
+        queries.weight.mul_(scale / queries.weight.float().pow(2).mean().sqrt())
+
+
+def is_smaller_kind(model: PreTrainedModel, source: PreTrainedModel) -> bool:
+    """Whether a model is the source with fewer layers, so that layers can be copied; else it stays random."""
+    if model.config.model_type != source.config.model_type:
+        return False
+    available = {key: value.shape for key, value in source.state_dict().items()}
+    return model.config.num_hidden_layers <= source.config.num_hidden_layers and all(
+        available.get(key) == value.shape for key, value in model.state_dict().items()
+    )
+
+
+def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> None:
+    """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind."""
+    name = next(
+        name
+        for name, module in source.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == source.config.num_hidden_layers
+    )
+    available = source.state_dict()
+    renamed = {}
+    for key in target.state_dict():
+        origin = key
+        if key.startswith(f"{name}."):
+            index, rest = key[len(name) + 1 :].split(".", 1)
+            origin = f"{name}.{layers[int(index)]}.{rest}"
+        if origin in available:
+            renamed[key] = available[origin]
+    target.load_state_dict(renamed, strict=False)
+
+
+def fields_of_sentence_vae(config: Any) -> dict[str, Any]:
+    """The fields that an SLLM takes over from the config of its sentence VAE."""
+    if config.model_type != "sentence_vae":
+        raise ValueError(f"`sentence_vae` is a {config.model_type!r} model: it must be a sentence VAE.")
+    of_backbone = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "lm_head_bias"}
+    own = [name for name in type(config).__annotations__ if name not in {*of_backbone, "decoder_context_length"}]
+    return {name: copy.deepcopy(getattr(config, name)) for name in own}
+
+
+@torch.no_grad()
+def copy_sentence_vae(model: PreTrainedModel, sentence_vae: PreTrainedModel) -> None:
+    """Encoder, decoder, token embeddings and head of a sentence VAE into an SLLM, or into another sentence VAE.
+
+    Raises:
+        ValueError: If the weights have other shapes. The model may have a multiple of the latents: then each query of
+            the encoder begins several, which stand side by side.
+    """
+    body = getattr(model, "model", model)
+    for name in ("sentence_encoder", "sentence_decoder"):
+        part = getattr(body, name)
+        given = getattr(sentence_vae, name).state_dict()
+        queries = given.get("latent_queries.weight")
+        if queries is not None:
+            times, rest = divmod(model.config.num_latents, len(queries))
+            if rest:
+                raise ValueError(
+                    f"`num_latents` is {model.config.num_latents}, and the sentence VAE has {len(queries)}: it must "
+                    "be a multiple of that."
+                )
+            given["latent_queries.weight"] = queries.repeat_interleave(times, 0)
+        for key, value in part.state_dict().items():
+            if given[key].shape != value.shape:
+                raise ValueError(
+                    f"`{name}.{key}` is of shape {tuple(value.shape)}, and the sentence VAE's of shape "
+                    f"{tuple(given[key].shape)}: `num_latents` alone may be another one than its own."
+                )
+        part.load_state_dict({key: given[key] for key in part.state_dict()})
+    body.get_input_embeddings().load_state_dict(sentence_vae.get_input_embeddings().state_dict())
+    if hasattr(model, "lm_head"):
+        model.lm_head.load_state_dict(sentence_vae.lm_head.state_dict())
+    model.tie_weights()
