@@ -26,7 +26,7 @@ def load_with_latents(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    from hf_sllm.inspection.latents import check_model
+    from hf_sllm.inspection.run import check_model
 
     config = AutoConfig.from_pretrained(name)
     check_model(config.model_type)

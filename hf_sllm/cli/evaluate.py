@@ -33,8 +33,8 @@ def evaluate(
         from transformers.utils import logging
 
         from hf_sllm.data import cut_documents, load_documents, spread
+        from hf_sllm.evaluation import evaluate as run
         from hf_sllm.evaluation.plots import plot_evaluation
-        from hf_sllm.evaluation.report import evaluate as run
         from hf_sllm.evaluation.tables import print_evaluation
 
         logging.disable_progress_bar()

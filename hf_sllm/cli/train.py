@@ -31,7 +31,7 @@ def ablate(
 ) -> None:
     """Train variants of a recipe, one change at a time, and measure them beside one baseline."""
     with told_plainly():
-        from hf_sllm.training.ablation import ablate as run
+        from hf_sllm.training.ablate import ablate as run
 
         run(file, output_dir)
 
@@ -51,7 +51,7 @@ def choose_layers(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from hf_sllm.data import document_ids, load_documents, spread
-        from hf_sllm.training.layers import choose_layers as choose
+        from hf_sllm.training.choose_layers import choose_layers as choose
 
         model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
         documents = spread(load_documents(data, split), 4 * texts)

@@ -4,6 +4,8 @@ from .bits_per_byte import BitsPerByte, LengthBits, bits_per_byte, by_sentence_l
 from .context import ContextUse, Needle, context_use, needle
 from .likelihood import DocumentScores, default_window, score_documents
 from .reconstruction import LengthReconstruction, Reconstruction, reconstruction
+from .results import Evaluation
+from .run import evaluate
 from .stopping import Stopping, stopping
 from .writing import BrierLm, TextFigures, Writing, brier_lm, writing
 
@@ -12,6 +14,7 @@ __all__ = [
     "BrierLm",
     "ContextUse",
     "DocumentScores",
+    "Evaluation",
     "LengthBits",
     "LengthReconstruction",
     "Needle",
@@ -25,6 +28,7 @@ __all__ = [
     "context_use",
     "default_window",
     "entropy_floor",
+    "evaluate",
     "needle",
     "reconstruction",
     "score_documents",

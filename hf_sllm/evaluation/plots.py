@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .report import Evaluation, Side
+from .results import Evaluation, Side
 from .tables import span_of
 
 if TYPE_CHECKING:

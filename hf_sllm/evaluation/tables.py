@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .report import Evaluation, Side
+from .results import Evaluation, Side
 
 # A line: what it is called, its value, and how that is written.
 Line = tuple[str, float | None, str]

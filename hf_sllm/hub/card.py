@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from hf_sllm.evaluation.report import Evaluation
+from hf_sllm.evaluation import Evaluation
 from hf_sllm.evaluation.tables import TABLES, cells_of
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 from hf_sllm.modeling.validation_checkpoint import shapes_in

@@ -3,8 +3,10 @@
 `matplotlib` is needed only where a figure is drawn, and is imported there.
 """
 
-from .latents import LatentHealth, inspect_latents
+from .findings import findings
 from .plots import plot_latents
-from .report import findings, print_latents
+from .results import LatentHealth
+from .run import inspect_latents
+from .tables import print_latents
 
 __all__ = ["LatentHealth", "findings", "inspect_latents", "plot_latents", "print_latents"]

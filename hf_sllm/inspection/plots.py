@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .latents import HIDDEN, NOISY, NOISY_BEFORE, OTHER, TRUE, LatentHealth, reading_of
-from .report import TASKS, findings
+from .findings import TASKS, findings
+from .latents import HIDDEN, NOISY, NOISY_BEFORE, OTHER, TRUE
+from .results import LatentHealth, reading_of
 from .scores import Reading, Score
 from .statistics import ACTIVE_VARIANCE
 

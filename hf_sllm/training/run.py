@@ -28,9 +28,9 @@ from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
 from .adapters import add_lora, freeze, is_adapted, save_base, store_in_bfloat16
 from .curves import write_curves
+from .open_trained import open_sentence_vae, open_sllm
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments
 from .results import Result, print_results, write_results
-from .trained import open_sentence_vae, open_sllm
 from .trainer import SllmTrainer
 
 if TYPE_CHECKING:

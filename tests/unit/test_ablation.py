@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from hf_sllm.training.ablation import ABLATIONS, ablate
+from hf_sllm.training.ablate import ABLATIONS, ablate
 from hf_sllm.training.recipe import find_recipe, load_recipe, merge, read_yaml
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hf_sllm import SentenceVaeConfig, SentenceVaeModel, SllmForCausalLM
 from hf_sllm.cli import app
 from hf_sllm.data import train_tokenizer
-from hf_sllm.evaluation.report import Evaluation, evaluate
+from hf_sllm.evaluation import Evaluation, evaluate
 from hf_sllm.hub import is_generated, load_about, make_card, plan
 from hf_sllm.training.results import Result, write_results
 

@@ -25,9 +25,9 @@ from hf_sllm.inspection.latents import (
     START,
     TRUE,
     of_other_documents,
-    reading_of,
     with_noise,
 )
+from hf_sllm.inspection.results import reading_of
 from hf_sllm.inspection.sample import take_sample
 from hf_sllm.inspection.scores import (
     Reading,

@@ -6,7 +6,7 @@ from models import BACKBONES, tiny_backbone
 from transformers import AutoModelForCausalLM
 
 from hf_sllm.modeling.backbone_layers import copy_layers
-from hf_sllm.training.layers import choose_layers
+from hf_sllm.training.choose_layers import choose_layers
 
 TOKENS = torch.randint(11, 61, (2, 12), generator=torch.Generator().manual_seed(0))
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_sllm import SllmForCausalLM
 from hf_sllm.data import train_tokenizer
-from hf_sllm.evaluation import bits_per_byte, report
+from hf_sllm.evaluation import Evaluation, bits_per_byte, evaluate
 from hf_sllm.evaluation.plots import plot_evaluation
-from hf_sllm.evaluation.report import MEASURES, Evaluation, evaluate
+from hf_sllm.evaluation.run import LOSS_OF, MEASURES
 from hf_sllm.evaluation.tables import print_evaluation
 
 TEXTS = ["The owl said no. The dog saw it. Yes. It was late.", "The owl saw the dog. No. The dog ran. It was."]
@@ -85,7 +85,7 @@ def everything(names):
 
 def test_both_sides_are_measured_by_all_that_fits_and_on_the_same(everything, names):
     for side in everything.sides:
-        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - set(report.LOSS_OF)
+        assert side.figures.keys() | side.failures.keys() == MEASURES.keys() - set(LOSS_OF)
         assert side.failures.keys() <= {"needle", "context"}  # so short a text has no fillers
     first, second = (side.figures["likelihood"] for side in everything.sides)
     assert first.total.tokens == second.total.tokens and first.stopping.closes == second.stopping.closes
@@ -120,7 +120,7 @@ def test_what_was_measured_before_an_interruption_is_kept(names, monkeypatch, tm
     def interrupted(model, given):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(report.MEASURES, "context", interrupted)
+    monkeypatch.setitem(MEASURES, "context", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(names, measures=["likelihood", "context"], keep=lambda found: found.save(tmp_path / "kept.json"))
     kept = json.loads((tmp_path / "kept.json").read_text())
