@@ -1,7 +1,8 @@
 """How fast an SLLM is, always beside its own bare backbone in the same run."""
 
 from .generation import make_sides, measure_generation
-from .report import Benchmark, Settings, benchmark_generation
+from .results import Benchmark, Settings
+from .run import benchmark_drafting, benchmark_generation, benchmark_profile, benchmark_training
 from .shapes import make_pair, random_text
 from .training import TrainingSpeed, measure_training
 
@@ -9,7 +10,10 @@ __all__ = [
     "Benchmark",
     "Settings",
     "TrainingSpeed",
+    "benchmark_drafting",
     "benchmark_generation",
+    "benchmark_profile",
+    "benchmark_training",
     "make_pair",
     "make_sides",
     "measure_generation",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .report import DTYPES, VERSIONS_OF
 from .tables import table_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 
 @dataclass(frozen=True)
@@ -236,73 +234,6 @@ class DraftingReport:
             row["ratio"] = way.times_as_fast_as(self.ways[0])
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def benchmark_drafting(
-    backbone: str,
-    assistant: str,
-    documents: "Dataset",
-    data: Sequence[str],
-    new_tokens: int = 128,
-    max_prompt: int = 256,
-    thresholds: Sequence[float] = (0.0, 0.4),
-    draft_tokens: int | None = None,
-    lookup_tokens: int = 10,
-    dtype: str = "float32",
-    sample: bool = False,
-    seed: int = 0,
-    progress: bool = True,
-) -> DraftingReport:
-    """Measures what drafts of an SLLM are worth to a backbone on the documents' second halves.
-
-    Args:
-        backbone: Path or name of the model whose text is written, or of an adapter for it.
-        assistant: Of the SLLM, or of any causal language model with the same tokens.
-        documents: Rows with a `text`, held out. The first half of each is a prompt.
-        data: Where they come from, for the record.
-        max_prompt: The longest prompt, in tokens.
-        dtype: Of weights and of all that is computed, one of `DTYPES`. In less than float32, rounding can decide
-            between tokens that are almost equally likely: then texts may differ.
-
-    For the others see `make_ways` and `measure_drafting`.
-
-    Raises:
-        ValueError: If the two have different tokens, or there is no document or no such `dtype`.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` is {dtype!r}: it must be one of {', '.join(DTYPES)}.")
-    if new_tokens < 1 or max_prompt < 1:
-        raise ValueError(f"`new_tokens` and `max_prompt` are {new_tokens} and {max_prompt}: both must be at least 1.")
-    if len(documents) == 0:
-        raise ValueError("`documents` is empty: there is nothing to go on from.")
-    tokenizer, other = (AutoTokenizer.from_pretrained(name) for name in (backbone, assistant))
-    if tokenizer.get_vocab() != other.get_vocab():
-        raise ValueError(f"{backbone} and {assistant} have different tokens: drafts must be in those of the backbone.")
-    writer, drafter = (load_writer(name, DTYPES[dtype]) for name in (backbone, assistant))
-    ways = make_ways(drafter, thresholds, draft_tokens, lookup_tokens)
-    prompts = first_halves(documents, tokenizer, max_prompt)
-    found = measure_drafting(writer, ways, prompts, new_tokens, sample, seed, progress)
-    device = writer.device
-    return DraftingReport(
-        backbone=backbone,
-        assistant=assistant,
-        data=list(data),
-        settings={
-            "new_tokens": new_tokens,
-            "max_prompt": max_prompt,
-            "dtype": dtype,
-            "sample": sample,
-            "seed": seed,
-            "ways": [{"name": way.name, **way.draft} for way in ways],
-            "lookup_tokens": lookup_tokens,
-        },
-        prompts=len(prompts),
-        prompt_tokens=sum(map(len, prompts)),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(),
-        versions={name: version(name) for name in VERSIONS_OF},
-        ways=found,
-    )
 
 
 def load_writer(name: str, dtype: torch.dtype) -> PreTrainedModel:

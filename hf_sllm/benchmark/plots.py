@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .report import Benchmark
+from .results import Benchmark
 
 # What is drawn: the row's attribute, the panel's title, the axis.
 PANELS = [

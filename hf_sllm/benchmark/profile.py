@@ -6,13 +6,11 @@ every moment counts for exactly one part.
 
 import dataclasses
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,10 +23,8 @@ from transformers import PreTrainedModel
 
 from hf_sllm.modeling.token_shortlist import ShortlistedHead
 
-from .generation import Clock, Side, check_lengths, write
+from .generation import Clock, Side, write
 from .operations import OperationMode
-from .report import DTYPES, VERSIONS_OF
-from .shapes import fit_shortlist, make_pair, random_text
 from .tables import table_of
 
 aten = torch.ops.aten
@@ -84,68 +80,6 @@ class ProfileReport:
         """As JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def benchmark_profile(
-    shapes: str = "smollm2-135m",
-    context_length: int = 256,
-    batch_size: int = 1,
-    sentence_length: int = 16,
-    new_tokens: int = 64,
-    decoder_layers: int | None = None,
-    dtype: str = "bfloat16",
-    shortlist_size: int = 2048,
-    runs: int = 5,
-    progress: bool = True,
-) -> ProfileReport:
-    """Profiles the backbone's token loop, the SLLM's, its sentence loop, and that with a shortlist.
-
-    Args:
-        shapes, decoder_layers: See `make_pair`.
-        context_length, batch_size, sentence_length, new_tokens: See `measure_generation`.
-        dtype: Of the weights and of all that is computed, one of `DTYPES`.
-        shortlist_size: Of the SLLM's lists of tokens.
-        runs: How many times each is measured, by turns.
-        progress: Whether to show a progress bar, on standard error.
-
-    Raises:
-        ValueError: If something cannot be measured.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` is {dtype!r}: it must be one of {', '.join(DTYPES)}.")
-    check_lengths(context_length, sentence_length, new_tokens)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone, sllm = (
-        model.to(device, DTYPES[dtype]).eval()  # type: ignore[arg-type]
-        for model in make_pair(shapes, sentence_length, decoder_layers)
-    )
-    fit_shortlist(sllm)
-    by_sentence = {"max_sentences": math.inf}
-    sides = [
-        Side("backbone", backbone, {}),
-        Side("SLLM by token", sllm, {}),
-        Side("by sentence", sllm, by_sentence),
-        Side("with the shortlist", sllm, {**by_sentence, "shortlist_size": shortlist_size}),
-    ]
-    vocab_size = backbone.config.get_text_config(decoder=True).vocab_size
-    token_ids = random_text(batch_size, context_length, sentence_length, vocab_size).to(device)
-    return ProfileReport(
-        settings={
-            "shapes": shapes,
-            "context_length": context_length,
-            "batch_size": batch_size,
-            "sentence_length": sentence_length,
-            "new_tokens": new_tokens,
-            "dtype": dtype,
-            "shortlist_size": shortlist_size,
-            "runs": runs,
-        },
-        decoder_layers=sllm.config.sentence_decoder_config.num_hidden_layers,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(),
-        versions={name: version(name) for name in VERSIONS_OF},
-        profiles=profile_sides(sides, token_ids, sentence_length, new_tokens, runs, progress),
-    )
 
 
 def profile_sides(

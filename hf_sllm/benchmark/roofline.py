@@ -4,11 +4,11 @@ The bound holds where reading takes longer than computing, as it does for small 
 counted, nor is an SLLM's decoder window, whose length does not grow with the context.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 
@@ -24,21 +24,9 @@ def memory_bandwidth(device: torch.device, dtype: torch.dtype, size: int = 2**28
     vector = torch.ones(matrix.shape[1], dtype=dtype, device=device)
     integers = matrix.view(torch.float32)
     ways: list[Callable[[], torch.Tensor]] = [lambda: matrix @ vector, lambda: integers.sum()]
-    return max(size / seconds(way, device) for way in ways for _ in range(repeats))
-
-
-def seconds(function: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """What one call takes."""
-    if device.type == "cuda":
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        function()
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) / 1000
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
+    threads = torch.get_num_threads()  # a Timer has one by default
+    timers = [Timer("way()", globals={"way": way}, num_threads=threads) for way in ways]
+    return max(size / timer.timeit(1).mean for timer in timers for _ in range(repeats))
 
 
 @dataclass(frozen=True)

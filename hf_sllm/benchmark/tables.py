@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from .report import Benchmark
+from .results import Benchmark
+from .training import TrainingReport
 
 # What each ratio is called in a table.
 FIGURES = {
@@ -73,6 +74,16 @@ def bounds_table(found: Benchmark) -> Table:
             f"{row.tokens_per_second / row.bound:.0%}",
         )
     return table
+
+
+def print_training(found: TrainingReport, console: Console) -> None:
+    """Tokens per second of both sides."""
+    speed, parameters = found.speed, found.parameters
+    table = table_of(found.title, "tokens per second", "ratio", "parameters")
+    table.add_row("backbone", f"{speed.backbone:,.0f}", "", f"{parameters['backbone']:,}")
+    name = f"SLLM, decoder of {found.decoder_layers} layers"
+    table.add_row(name, f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{parameters['SLLM']:,}")
+    console.print(table)
 
 
 def table_of(title: str, *columns: str) -> Table:

@@ -1,12 +1,12 @@
 """Tokens trained on in a second, of an SLLM and of its bare backbone by turns."""
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch.utils.benchmark import timer
 from transformers import PreTrainedModel
 
 
@@ -22,6 +22,23 @@ class TrainingSpeed:
     backbone: float
     sllm: float
     ratio: float
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """A run of the command.
+
+    Attributes:
+        title: What was trained on what, in words.
+        decoder_layers: Of the SLLM.
+        parameters: Of each side.
+        speed: What was measured.
+    """
+
+    title: str
+    decoder_layers: int
+    parameters: dict[str, int]
+    speed: TrainingSpeed
 
 
 def measure_training(
@@ -46,11 +63,9 @@ def measure_training(
     for _ in track(range(steps + 1), "Training by turns", console=Console(stderr=True), disable=not progress):
         pair = []
         for side, optimizer in zip(sides, optimizers, strict=True):
-            begun = time.perf_counter()
+            begun = timer()  # which waits for the device
             training_step(side, optimizer, token_ids, bf16)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            pair.append(time.perf_counter() - begun)
+            pair.append(timer() - begun)
         seconds.append(tuple(pair))
     counted = seconds[1:]
     bare, wrapped = (token_ids.numel() / statistics.median(times) for times in zip(*counted, strict=True))

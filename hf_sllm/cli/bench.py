@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from .common import app, told_plainly
 
@@ -25,24 +24,11 @@ def bench_training(
 ) -> None:
     """Tokens trained on in a second, by an SLLM and its bare backbone in turn: all weights of each, random ones."""
     with told_plainly():
-        import torch
+        from hf_sllm.benchmark import benchmark_training
+        from hf_sllm.benchmark.tables import print_training
 
-        from hf_sllm.benchmark import make_pair, measure_training, random_text
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        backbone, sllm = make_pair(shapes, sentence_length, decoder_layers)
-        token_ids = random_text(batch_size, length, sentence_length, backbone.config.vocab_size).to(device)
-        speed = measure_training(backbone, sllm, token_ids, steps, bf16)
-    title = f"{shapes}, {batch_size} x {length} tokens, sentences of {sentence_length}, {device}"
-    table = Table(title=title)
-    for name in ("", "tokens per second", "ratio", "parameters"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row("backbone", f"{speed.backbone:,.0f}", "", f"{backbone.num_parameters():,}")
-    layers = sllm.config.sentence_decoder_config.num_hidden_layers
-    table.add_row(
-        f"SLLM, decoder of {layers} layers", f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{sllm.num_parameters():,}"
-    )
-    Console().print(table)
+        found = benchmark_training(shapes, sentence_length, decoder_layers, batch_size, length, steps, bf16)
+        print_training(found, Console())
 
 
 @bench_app.command("generation")
@@ -110,7 +96,8 @@ def bench_profile(
     with told_plainly():
         from transformers.utils import logging
 
-        from hf_sllm.benchmark.profile import benchmark_profile, print_profile
+        from hf_sllm.benchmark import benchmark_profile
+        from hf_sllm.benchmark.profile import print_profile
 
         logging.set_verbosity_error()
         found = benchmark_profile(
@@ -155,7 +142,8 @@ def bench_drafting(
     with told_plainly():
         from transformers.utils import logging
 
-        from hf_sllm.benchmark.drafting import benchmark_drafting, print_drafting
+        from hf_sllm.benchmark import benchmark_drafting
+        from hf_sllm.benchmark.drafting import print_drafting
         from hf_sllm.data import load_documents, spread
 
         logging.set_verbosity_error()

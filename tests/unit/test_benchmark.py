@@ -221,7 +221,7 @@ def test_the_bandwidth_is_a_positive_number():
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_the_command_saves_all_figures_of_both_sides(preset, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sllm.benchmark.report.memory_bandwidth", lambda device, dtype: 1e9)
+    monkeypatch.setattr("hf_sllm.benchmark.run.memory_bandwidth", lambda device, dtype: 1e9)
     command = ["bench", "generation", "tiny", "--context-lengths", "32,16", "--batch-sizes", "2", "--runs", "2"]
     command += ["--sentence-length", "4", "--new-tokens", "8", "--output", str(tmp_path), "--preset", preset]
     result = CliRunner().invoke(app, command)

@@ -1,22 +1,17 @@
-"""One run of the benchmark of generation, in one object; from it come the tables, the JSON and the figure."""
+"""What was measured of generation: one object, from which come the tables, the JSON and the figure."""
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
-from .generation import Figures, check_lengths, make_sides, measure_generation
-from .roofline import Weights, memory_bandwidth, weights_read
-from .shapes import fit_shortlist, make_pair, random_text
+from .generation import Figures, check_lengths
+from .roofline import Weights
 
-VERSIONS_OF = ("hf-sllm", "torch", "transformers")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -131,65 +126,6 @@ class Benchmark:
         """As JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def benchmark_generation(
-    settings: Settings, progress: bool = True, keep: Callable[[Benchmark], None] | None = None
-) -> Benchmark:
-    """Measures all lengths of context and sizes of batch, the short and small ones first.
-
-    Args:
-        progress: Whether to show a progress bar, on standard error.
-        keep: Called with what there is so far, whenever figures have come in: so that nothing measured is lost.
-
-    Raises:
-        ValueError: If something cannot be measured.
-    """
-    settings.check()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[settings.dtype]
-    backbone, sllm = (
-        model.to(device, dtype).eval()  # type: ignore[arg-type]
-        for model in make_pair(
-            settings.shapes,
-            settings.sentence_length,
-            settings.decoder_layers,
-            settings.preset,
-            next_latent_weight=0.0 if settings.sentences_at_once == 1 else 1.0,
-        )
-    )
-    if settings.shortlist_size is not None:
-        fit_shortlist(sllm)
-    sides = make_sides(backbone, sllm, settings.compiled, settings.shortlist_size, settings.sentences_at_once)
-    weights = [weights_read(side.model, side.options.get("shortlist_size"), side.sentences_at_once) for side in sides]
-    found = Benchmark(
-        settings=settings,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(),
-        decoder_layers=sllm.config.sentence_decoder_config.num_hidden_layers,
-        parameters={side.name: side.model.num_parameters() for side in sides},
-        bandwidth=memory_bandwidth(device, dtype),
-        versions={name: version(name) for name in VERSIONS_OF},
-    )
-    # From short to long: transformers does not make a static cache shorter than the last one.
-    cells = [(length, size) for length in sorted(settings.context_lengths) for size in sorted(settings.batch_sizes)]
-    console = Console(stderr=True)
-    for context_length, batch_size in track(
-        cells, "Reading and writing by turns", console=console, disable=not progress
-    ):
-        vocab_size = backbone.config.get_text_config(decoder=True).vocab_size
-        token_ids = random_text(batch_size, context_length, settings.sentence_length, vocab_size).to(device)
-        figures = measure_generation(sides, token_ids, settings.sentence_length, settings.new_tokens, settings.runs)
-        for side, own, read in zip(sides, figures, weights, strict=True):
-            ratios = {} if side.model is sllm else compare(own, figures[-1])
-            found.rows.append(
-                make_row(
-                    side.name, context_length, batch_size, settings.sentence_length, own, read, found.bandwidth, ratios
-                )
-            )
-        if keep is not None:
-            keep(found)
-    return found
 
 
 def make_row(
