@@ -1,4 +1,4 @@
-"""Commands that look at data."""
+"""Commands that look at data, and that make some."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,9 @@ from hf_sllm.embedded import embedded_checkpoint
 from .common import app, told_plainly
 
 if TYPE_CHECKING:
-    from hf_sllm.data import SentenceStatistics
+    from hf_sllm.data import CastTotals, SentenceStatistics
 
-data_app = typer.Typer(help="Look at data.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at data, and make some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -84,3 +84,35 @@ def print_statistics(found: "SentenceStatistics") -> None:
             style="bold" if cut.max_sentence_length == found.max_sentence_length else None,
         )
     console.print(table)
+
+
+@data_app.command()
+def casts(
+    output: Annotated[Path, typer.Option(help="A folder for casts.train.jsonl.gz and casts.valid.jsonl.gz.")],
+    documents: Annotated[int, typer.Option(help="So many documents to train on.")] = 6000,
+    valid_documents: Annotated[int, typer.Option(help="So many held-out documents.")] = 400,
+    cast: Annotated[int, typer.Option(help="People in a document.")] = 4,
+    words: Annotated[int, typer.Option(help="So many of the first words of each list are used.")] = 64,
+    sentences: Annotated[float, typer.Option(help="Sentences that follow on average, half about people.")] = 40,
+    distance: Annotated[int, typer.Option(help="Sentences about nobody between introduction and these.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of both files, whose documents are drawn apart in any case.")] = 0,
+) -> None:
+    """Sample documents whose later sentences follow from their beginning."""
+    with told_plainly():
+        from hf_sllm.data import CastSettings, write_casts
+
+        settings = CastSettings(cast=cast, words=words, sentences=sentences, distance=distance)
+        print_casts(write_casts(output, documents, valid_documents, settings, seed), output)
+
+
+def print_casts(written: "dict[str, CastTotals]", folder: Path) -> None:
+    """One table: what is in each file, and what it costs to write it with and without a memory."""
+    table = Table(title=f"Casts in {folder}")
+    for name in ("", *written):
+        table.add_column(name, justify="right" if name else "left")
+    for field in ("documents", "sentences", "facts", "bytes"):
+        table.add_row(field, *(f"{getattr(totals, field):,}" for totals in written.values()))
+    table.add_row("floor, bits per byte", *(f"{totals.floor:.4f}" for totals in written.values()))
+    table.add_row("forgetful, bits per byte", *(f"{totals.forgetful:.4f}" for totals in written.values()))
+    table.add_row("what memory saves", *(f"{1 - totals.floor / totals.forgetful:.1%}" for totals in written.values()))
+    Console().print(table)

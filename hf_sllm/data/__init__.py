@@ -5,6 +5,7 @@ that a model can be used without it.
 """
 
 from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
+from .casts import CastDocument, CastSettings, CastTotals, Fact, sample_casts, write_casts
 from .documents import load_documents
 from .pieces import cut_documents, spread
 from .plot import plot_sentence_lengths
@@ -13,15 +14,21 @@ from .tokenizer import train_tokenizer
 
 __all__ = [
     "BlockCollator",
+    "CastDocument",
+    "CastSettings",
+    "CastTotals",
+    "Fact",
     "SentenceStatistics",
     "cut_documents",
     "document_ids",
     "load_documents",
     "make_blocks",
     "plot_sentence_lengths",
+    "sample_casts",
     "sentence_rule",
     "sentence_statistics",
     "spread",
     "start_token_id",
     "train_tokenizer",
+    "write_casts",
 ]
