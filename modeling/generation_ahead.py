@@ -165,27 +165,24 @@ class _SideBySide:
         self.latents = latents
         self.first_state = cache.last_state
         device, others = latents.device, torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        self.row = torch.arange(len(latents) + 1, device=device)
         # Where each row's next token stands. Before the others is their prefix, at position 0, as in `decode_latents`.
         self.index = torch.cat([cache.num_positions, others + self.config.prefix_length])
         restart = self.config.decoder_context_length == 0
         self.position_ids = torch.cat([(cache.open_length if restart else cache.num_tokens) + 1, others + 1])
-        self.sentence = cache.num_sentences + self.row
-        self.cache = _decoder_rows(cache, len(self.row))
-        self.memory: tuple[torch.Tensor, Stream] | None = None
+        self.sentence = cache.num_sentences + torch.arange(len(latents) + 1, device=device)
+        self.cache = _decoder_rows(cache, len(latents) + 1)
+        self.attended: tuple[torch.Tensor, torch.Tensor] | None = None
         self.prefix = self.decoder.latent_prefix(latents.to(self.decoder.latent_prefix.weight.dtype))
         if self.config.conditioning == "cross_attention":
-            states = torch.cat([cache.open_latents, self.prefix.to(cache.open_latents.dtype)]).flatten(0, 1)
-            row, sentence = (values.repeat_interleave(self.config.num_latents) for values in (self.row, self.sentence))
-            nowhere = torch.zeros_like(row)
-            self.memory = (states, Stream(row, sentence, nowhere, nowhere, nowhere))
+            states = torch.cat([cache.open_latents, self.prefix.to(cache.open_latents.dtype)])
+            self.attended = states, self.sentence[:, None].expand(states.shape[:2])
             self.prefix = self.decoder.sentence_start(others[:, None])
 
     def begin(self) -> torch.Tensor:
         """States `(1 + S, width)` from which each row's first token is predicted."""
         if not len(self.latents):
             return self.first_state
-        index = torch.arange(self.prefix.shape[1], device=self.row.device).repeat(len(self.row), 1)
+        index = torch.arange(self.prefix.shape[1], device=self.index.device).repeat(len(self.index), 1)
         index[0] = -1  # the first row has its prefix
         prefix = torch.cat([torch.zeros_like(self.prefix[:1]), self.prefix])
         states = self._run(prefix, index, torch.zeros_like(index))
@@ -199,19 +196,19 @@ class _SideBySide:
         return self._run(embeds, index[:, None], position_ids[:, None])
 
     def _run(self, embeds: torch.Tensor, index: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        row, sentence = (values[:, None].expand_as(index) for values in (self.row, self.sentence))
-        query = Stream(row, sentence, index, position_ids, torch.zeros_like(index))
+        stream = Stream(self.sentence[:, None].expand_as(index), index, position_ids, torch.zeros_like(index))
         check_length(position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        outputs = self.decoder.run_cached(embeds, query, self.config.decoder_context_length, self.cache, self.memory)
-        return self.decoder.output_projection(outputs.last_hidden_state[:, -1].to(embeds.dtype))
+        states, _ = self.decoder.run(embeds, stream, self.config.decoder_context_length, self.cache, self.attended)
+        return self.decoder.output_projection(states[:, -1])
 
 
 def _decoder_rows(cache: SllmCache, count: int) -> SllmCache:
-    """A cache for the decoder alone, of so many rows. What comes before stands in row 0 of the stream, so only the
-    first row sees it, and goes on where the text ends."""
+    """A cache for the decoder alone, of so many rows. What comes before is a hole in all rows but the first, which
+    goes on where the text ends."""
     rows = SllmCache(cache.config)
     kept = (cache.slots.index[0] >= cache.first_needed()[0]).nonzero().squeeze(1)
-    rows.slots = cache.slots.map(lambda values: values[:, kept].expand(count, -1))
+    rows.slots = cache.slots.map(lambda values: values[:, kept].repeat(count, 1))
+    rows.slots.index[1:] = -1
     for number, layer in enumerate(cache.decoder.layers):
         keys, values = (states[:, :, kept].expand(count, -1, -1, -1) for states in (layer.keys, layer.values))
         rows.decoder.update(keys, values, number)

@@ -15,11 +15,10 @@ from transformers.utils import ModelOutput
 from .backbone_loading import FromBackboneMixin
 from .configuration_sentence_vae import SentenceVaeConfig
 from .latent_objectives import kl_divergence, sample_latents
-from .sentence_decoder import SentenceDecoder, reconstruction_states, scatter_tokens
+from .sentence_decoder import SentenceDecoder, reconstruction_states
 from .sentence_encoder import SentenceEncoder
 from .sentence_segmentation import SentenceSegmenter
-from .stream_attention import HiddenStates
-from .token_losses import chunked_token_loss, stop_loss, token_loss
+from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
 from .validation_inputs import check_inputs, check_mask, check_skip_logits, warn_of_attentions
 
 
@@ -86,9 +85,10 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         elif isinstance(module, SentenceDecoder):
             unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
 
-    def wanted_layers(self, output_hidden_states: bool | list[int] | None) -> HiddenStates:
-        """Collects the decoder's layers if the argument, or else the config, says so."""
-        return HiddenStates(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if type(new_embeddings) is nn.Linear:  # as a resized vocabulary brings
+            new_embeddings.__class__ = LMHead
+        self.lm_head = new_embeddings
 
     def sum_token_loss(
         self, states: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor | None = None
@@ -132,7 +132,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         self.sentence_encoder = SentenceEncoder(config)
         width = self.get_input_embeddings().embedding_dim
         self.sentence_decoder = SentenceDecoder(config, width)
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = LMHead(width, config.vocab_size, bias=config.lm_head_bias)
         self.segmenter = SentenceSegmenter(config)
         self.tie_head(self.get_input_embeddings(), "lm_head.weight")
         self.post_init()
@@ -145,9 +145,6 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
 
     def get_output_embeddings(self):
         return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings):
-        self.lm_head = new_embeddings
 
     def encode(
         self,
@@ -221,25 +218,27 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         device = (input_ids if input_ids is not None else inputs_embeds).device
         mask = check_mask(attention_mask, shape, device)
         overlooked = self.config.boundary_dropout if self.training else 0.0
-        layout = self.segmenter.layout(input_ids, mask, None, sentence_ids, overlooked)
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids, overlooked)
         table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
         mean, log_variance = self.sentence_encoder(embeds, layout.token_sentence)
         latents = sample_latents(self.config, mean, log_variance, self.training)
 
-        layers = self.wanted_layers(output_hidden_states)
-        states, positions = reconstruction_states(self.sentence_decoder, layout, embeds, latents, hidden_states=layers)
-        before = positions.token_slot - 1  # each token is predicted from the position before it
-        token_logits = None if skip_logits else self.compute_logits(states[before])  # (N, vocab)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        before, at, layers = reconstruction_states(
+            self.sentence_decoder, layout, embeds, latents, output_hidden_states=output_hidden_states
+        )
+        token_logits = None if skip_logits else self.compute_logits(before)  # (N, vocab)
         token_stops = None
         if self.config.stop_head:
-            token_stops = self.sentence_decoder.stop_head(states[positions.token_slot]).squeeze(-1)
+            token_stops = self.sentence_decoder.stop_head(at).squeeze(-1)
 
         loss, losses = None, None
         if labels is not None:
             targets = labels.flatten()[layout.token_index]
             items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            losses = {"reconstruction": self.sum_token_loss(states[before], targets, token_logits) / items}
+            losses = {"reconstruction": self.sum_token_loss(before, targets, token_logits) / items}
             if self.training and log_variance is not None:
                 losses["kl"] = kl_divergence(self.config, mean, log_variance) / items
             if self.training and self.config.stop_head:
@@ -247,11 +246,13 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             loss = self.weighted_sum(losses)
         output = SentenceVaeOutput(
             loss=loss,
-            logits=None if skip_logits else scatter_tokens(token_logits, layout, shape),
+            logits=None if skip_logits else layout.scatter(token_logits),
             latents=latents,
-            stop_logits=None if token_stops is None else scatter_tokens(token_stops, layout, shape),
+            stop_logits=None if token_stops is None else layout.scatter(token_stops),
             losses=losses,
-            hidden_states=layers.gather(states, lambda layer: scatter_tokens(layer[before], layout, shape)),
+            hidden_states=None
+            if layers is None
+            else tuple(None if layer is None else layout.scatter(layer) for layer in layers),
         )
         return output if return_dict is not False else output.to_tuple()
 

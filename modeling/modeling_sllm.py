@@ -21,12 +21,12 @@ from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
 from .modeling_sentence_vae import SentenceVaePreTrainedModel, adjust_logits, unit_linear
-from .sentence_decoder import SentenceDecoder, closed_reconstruction, scatter_tokens
+from .sentence_decoder import SentenceDecoder, closed_reconstruction
 from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_cache import SllmCache
-from .stream_layout import Stream, decoder_positions, decoder_tail, embed_tokens, output_slots
-from .token_losses import aligned_targets, stop_loss
+from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, tail_of_prefill, take
+from .token_losses import LMHead, aligned_targets, stop_loss
 from .token_shortlist import bag_of_words_loss
 from .validation_inputs import (
     check_cache,
@@ -51,13 +51,13 @@ class SllmModelOutput(BaseModelOutputWithPast):
         hidden_states: With `output_hidden_states`, such states of the decoder's input and of each of its layers; the
             last of them is `last_hidden_state`.
         token_states: `(batch, length, width)`, with a stop head: the decoder's states at the tokens themselves.
-        latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row; this and what follows is
-            `None` where one token more closes none.
+        latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row; this and what follows only
+            of texts from their beginning.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
         layout: The sentences.
         token_embeds: `(N, width)` of the tokens that the decoder reads.
         next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
-            for them, `(C, width)`; only of texts from their beginning, and with a `next_latent_weight`.
+            for them, `(C, width)`; with a `next_latent_weight`.
     """
 
     token_states: torch.Tensor | None = None
@@ -143,10 +143,7 @@ class SllmModel(SllmPreTrainedModel):
         layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
         embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
         latents, _ = self.sentence_encoder(embeds, layout.token_sentence)
-        count = torch.bincount(layout.sentence_row, minlength=len(mask))
-        padded = latents.new_zeros(len(mask), int(count.max()), *latents.shape[1:])
-        padded = padded.index_put((layout.sentence_row, layout.sentence_rank), latents)
-        return padded, torch.arange(padded.shape[1], device=mask.device) < count[:, None]
+        return pad_rows(latents, layout.sentence_row, len(mask))
 
     def predict_next_latents(
         self,
@@ -248,171 +245,213 @@ class SllmModel(SllmPreTrainedModel):
         """
         check_unknown(kwargs)
         warn_of_attentions(output_attentions)
-        shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
-        cache = self._prepare_cache(past_key_values, use_cache, sentence_ids, inputs_embeds)
-        device = (input_ids if input_ids is not None else inputs_embeds).device
-        if cache is not None and attention_mask is not None:
+        if past_key_values is not None or use_cache:
+            check_cache(past_key_values, sentence_ids, inputs_embeds)
+            past_key_values = SllmCache(self.config) if past_key_values is None else past_key_values
+        cache = past_key_values
+        goes_on = cache is not None and not cache.is_empty
+        shape = check_inputs(input_ids, inputs_embeds, sentence_ids, None if goes_on else self.config.vocab_size)
+        if goes_on and attention_mask is not None:
             attention_mask = cache.newest(attention_mask, shape[1])
-        mask = check_mask(attention_mask, shape, device)
+        mask = check_mask(attention_mask, shape, (input_ids if input_ids is not None else inputs_embeds).device)
         check_positions(position_ids, mask)
-        length = shape[1]
-        if cache is not None and cache.must_replay:
+        kept = min(states_to_keep, shape[1]) or shape[1]
+        layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if goes_on and cache.must_replay:
             input_ids, mask = torch.cat([cache.token_ids, input_ids], 1), torch.cat([cache.token_mask, mask], 1)
             cache.reset()
+            goes_on = False
 
-        kept = min(states_to_keep, length) if states_to_keep else length
-        past = None if cache is None or cache.is_empty else cache.past
-        if past is not None and not mask.any():  # nothing but padding
-            cache.append_tokens(input_ids, mask, mask)
-            states = cache.last_state[:, None].expand(-1, kept, -1)
-            return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
-        layers = self.wanted_layers(output_hidden_states)
-        if past is not None and length == 1 and not layers.kwargs and self._only_continues(input_ids, mask, cache):
+        if not goes_on:
+            output = self._read_text(input_ids, inputs_embeds, mask, sentence_ids, cache, kept, layers)
+        elif not mask.any():
+            output = self._read_padding(input_ids, mask, cache, kept)
+        elif layers is False and self._only_continues(input_ids, mask, cache):
             states = self.continue_sentences(input_ids, mask, cache)
-            return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
-
-        open_length = None if past is None else cache.open_length
-        overlooked = self.config.boundary_dropout if self.training else 0.0
-        layout = self.segmenter.layout(input_ids, mask, open_length, sentence_ids, overlooked)
-        embed = partial(embed_tokens, self.get_input_embeddings(), input_ids, inputs_embeds)
-        in_parts = cache is not None and past is None and not torch.is_grad_enabled()
-        mean, log_variance = self._encode_closed(embed, layout, None if past is None else cache, in_parts)
-        latents = sample_latents(self.config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
-        predicted, next_latents = self._predict_for_layout(latents, layout, cache, begins=past is None)
-
-        read, before, tail = layout, past, None  # what the decoder reads, and what comes before
-        if past is None and kept < length:
-            depth = self.sentence_decoder.model.config.num_hidden_layers
-            last_rank = mask[:, : mask.shape[1] - kept + 1].sum(1) - 1
-            tail = decoder_tail(
-                layout, last_rank, depth, self.config.decoder_context_length, self.config.prefix_length
-            )
-            read, before = layout.from_sentence(tail.first_sentence), tail.past
-            predicted = predicted[tail.begun_sentences(layout)]
-        begins = torch.full_like(layout.row_length, past is None, dtype=torch.bool)
-        if cache is not None and past is None:
-            cache.num_tokens = cache.num_sentences = torch.zeros_like(layout.row_length)
-        positions = decoder_positions(
-            read,
-            self.config.prefix_length,
-            restart=self.config.decoder_context_length == 0,
-            begins=begins,
-            followed=read.token_closes,
-            past=before,
-        )
-        check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        embeds = embed(read.token_index)
-        states = self.sentence_decoder(predicted, embeds, positions, cache=cache, hidden_states=layers)
-        if cache is not None:
-            cache.append_tokens(input_ids, mask, scatter_tokens(layout.token_closes, layout, mask.shape))
-            if tail is not None:
-                cache.drop_slots_before(tail.first_key)
-        rank = mask.long().cumsum(1)[:, -kept:] - 1 - (layout.row_length - read.row_length)[:, None]
-        slot = output_slots(positions, read, rank, self.config.prefix_length, begins=past is None)
-        last_hidden_state = states[slot]  # (batch, kept, width)
-        if past is not None:
-            # Before a row's first new token stands what follows the last one it had.
-            last_hidden_state = torch.where((rank < 0)[..., None], cache.last_state[:, None], last_hidden_state)
-        if cache is not None:
-            cache.last_state = last_hidden_state[:, -1]
-        token_states = None
-        if self.config.stop_head:
-            token_states = scatter_tokens(states[positions.token_slot], read, mask.shape)[:, -kept:]
-        output = SllmModelOutput(
-            last_hidden_state=last_hidden_state,
-            past_key_values=cache,
-            hidden_states=layers.gather(states, lambda layer: layer[slot]),
-            token_states=token_states,
-            latents=latents,
-            latent_statistics=None if log_variance is None else (mean, log_variance),
-            layout=layout,
-            token_embeds=embeds,
-            next_latents=next_latents,
-        )
+            output = SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
+        else:
+            output = self._read_on(input_ids, mask, cache, kept, layers)
         return output if return_dict is not False else output.to_tuple()
 
+    def _read_text(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor,
+        sentence_ids: torch.Tensor | None,
+        cache: SllmCache | None,
+        kept: int,
+        layers: bool | list[int],
+    ) -> SllmModelOutput:
+        """Texts from their beginning; the states of the last `kept` tokens."""
+        config = self.config
+        overlooked = config.boundary_dropout if self.training and cache is None else 0.0
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids, overlooked)
+        closes = layout.scatter(layout.token_closes)  # (batch, length)
+
+        embed = partial(embed_tokens, self.get_input_embeddings(), input_ids, inputs_embeds)
+        in_parts = cache is not None and not torch.is_grad_enabled()
+        mean, log_variance = self._encode(embed, layout, in_parts)
+        latents = sample_latents(config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
+        predicted, next_latents = self._predict(latents, layout, cache)
+
+        positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
+        token_index, first_exact = layout.token_index, None
+        if kept < mask.shape[1]:
+            start, first_exact = tail_of_prefill(
+                positions.output_slot[:, -kept, None],
+                self.sentence_decoder.model.config.num_hidden_layers,
+                config.decoder_context_length,
+                config.max_sentence_length + config.prefix_length,
+            )
+            positions = positions.from_slot(start)
+            token_index = token_index[positions.tokens_used()]
+        embeds = embed(token_index)
+        output = self._decode(predicted, embeds, positions, mask, cache, kept, layers)
+        if cache is not None:
+            cache.append_tokens(input_ids, mask, closes)
+            if first_exact is not None:
+                cache.drop_slots_before(first_exact)
+        output.latents, output.next_latents = latents, next_latents
+        output.latent_statistics = None if log_variance is None else (mean, log_variance)
+        output.layout, output.token_embeds = layout, embeds
+        return output
+
+    def _read_on(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache, kept: int, layers: bool | list[int]
+    ) -> SllmModelOutput:
+        """More tokens, after those in the cache; the states of the last `kept` ones."""
+        # From where the open sentences begin: one that closes now is encoded as a whole.
+        open_mask = torch.arange(cache.open_ids.shape[1], device=mask.device) < cache.open_length[:, None]
+        whole_ids = torch.cat([cache.open_ids, input_ids], 1)
+        layout = self.segmenter.layout(whole_ids, torch.cat([open_mask, mask], 1))
+        closes = layout.scatter(layout.token_closes)[:, open_mask.shape[1] :]  # (batch, length)
+
+        table = self.get_input_embeddings()
+        if layout.sentence_closed.any():
+            mean, log_variance = self._encode(partial(embed_tokens, table, whole_ids, None), layout)
+            latents = sample_latents(self.config, mean, log_variance, self.training)
+            predicted, _ = self._predict(latents, layout, cache)
+        else:
+            size = (self.config.num_latents, self.config.latent_size)
+            predicted = torch.zeros(len(mask), 0, *size, device=mask.device)
+
+        restart = self.config.decoder_context_length == 0
+        positions = lay_out(mask, closes, self.config.prefix_length, restart, past=cache)
+        output = self._decode(predicted, table(input_ids[mask]), positions, mask, cache, kept, layers)
+        cache.append_tokens(input_ids, mask, closes)
+        return output
+
+    def _read_padding(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache, kept: int
+    ) -> SllmModelOutput:
+        """Nothing but padding: what was said last still stands."""
+        cache.append_tokens(input_ids, mask, mask)
+        states = cache.last_state[:, None].expand(-1, kept, -1)
+        return SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
+
     def _only_continues(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> bool:
-        """Whether one token more closes no sentence: the step that nearly all of generation consists of."""
-        if self.training:
+        """Whether this is one token that closes no sentence: the step that nearly all of generation consists of."""
+        if self.training or input_ids.shape[1] > 1:
             return False
         return not (self.segmenter.closes(input_ids[:, 0], cache.open_length) & mask[:, 0]).any()
 
     def continue_sentences(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: SllmCache) -> torch.Tensor:
         """As the forward pass, `(batch, 1, width)`, for one token that closes no sentence, where the mask is true."""
-        restart = self.config.decoder_context_length == 0
-        row, index = torch.arange(len(mask), device=mask.device), cache.num_positions.masked_fill(~mask[:, 0], -1)
-        position_ids = (cache.open_length if restart else cache.num_tokens) + 1
-        query = Stream(row, cache.num_sentences, index, position_ids, torch.zeros_like(row))
-        query = query.map(lambda values: values[:, None])
-        check_length(query.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), query, cache)
+        position_ids = cache.num_tokens if self.config.decoder_context_length else cache.open_length
+        stream = Stream(
+            sentence=cache.num_sentences[:, None],
+            index=cache.num_positions[:, None].masked_fill(~mask, -1),
+            position_ids=position_ids[:, None] + 1,
+            prefix=torch.zeros_like(input_ids),
+        )
+        check_length(stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
+        states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), stream, cache)
         states = torch.where(mask[..., None], states, cache.last_state[:, None])
         cache.append_open(input_ids, mask)
         cache.last_state = states[:, -1]
         return states
 
-    def _prepare_cache(
-        self,
-        past_key_values: SllmCache | None,
-        use_cache: bool | None,
-        sentence_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> SllmCache | None:
-        if past_key_values is None and not use_cache:
-            return None
-        check_cache(past_key_values, sentence_ids, inputs_embeds)
-        return SllmCache(self.config) if past_key_values is None else past_key_values
-
-    def _encode_closed(
-        self, embed: Callable, layout: SentenceLayout, cache: SllmCache | None, in_parts: bool
+    def _encode(
+        self, embed: Callable, layout: SentenceLayout, in_parts: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents of the C sentences that the input closes, with what the cache holds of them."""
+        """Mean and, if any, log-variance of the latents of the C closed sentences, `(C, num_latents, latent_size)`."""
         closed = layout.sentence_closed[layout.token_sentence]  # (N,)
-        sentence_of_token = layout.sentence_closed.cumsum(0)[layout.token_sentence] - 1
-        if cache is None and len(closed) and not closed.any():
-            # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
-            mean, log_variance = self.sentence_encoder(embed(layout.token_index[:1]), layout.token_sentence[:1])
-            return mean[:0], None if log_variance is None else log_variance[:0]
-        index, sentence = layout.token_index[closed], sentence_of_token[closed]
+        index = layout.token_index[closed]
+        sentence = (layout.sentence_closed.cumsum(0) - 1)[layout.token_sentence[closed]]
         if in_parts and len(index):
             return encode_in_parts(self.sentence_encoder, embed, index, sentence)
-        embeds = embed(index)
-        if cache is not None and cache.open_ids.shape[1]:
-            # The first new sentence of a row continues its open one.
-            continues = (layout.token_rank == 0) & closed
-            owner = torch.full_like(cache.open_length, -1)
-            owner[layout.token_row[continues]] = sentence_of_token[continues]
-            is_open = torch.arange(cache.open_ids.shape[1], device=owner.device) < cache.open_length[:, None]
-            is_open = is_open & (owner >= 0)[:, None]
-            open_embeds = self.get_input_embeddings()(cache.open_ids[is_open])
-            sentence = torch.cat([owner[:, None].expand_as(is_open)[is_open], sentence])
-            sentence, order = sentence.sort(stable=True)
-            embeds = torch.cat([open_embeds, embeds])[order]
-        if not len(sentence):
-            none = embeds.new_zeros(0, self.config.num_latents, self.config.latent_size)
-            return none, (none if self.config.kl_weight > 0 else None)
-        return self.sentence_encoder(embeds, sentence)
+        if len(index):
+            return self.sentence_encoder(embed(index), sentence)
+        # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
+        token = torch.zeros(1, dtype=torch.long, device=index.device)
+        mean, log_variance = self.sentence_encoder(embed(token), token)
+        return mean[:0], None if log_variance is None else log_variance[:0]
 
-    def _predict_for_layout(
-        self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None, begins: bool
+    def _predict(
+        self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Predicted latents `(J, num_latents, latent_size)` of the sentences that begin, row after row; and the
-        `next_latents` of `SllmModelOutput`."""
-        if not begins and not len(latents):
-            return latents, None
-        row = layout.sentence_row[layout.sentence_closed]  # (C,)
-        count = torch.bincount(row, minlength=len(layout.row_length))
-        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-        padded = latents.new_zeros(len(count), int(count.max()), *latents.shape[1:])
-        padded = padded.index_put((row, rank), latents)
-        sentence_mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
+        """What the backbone makes of the latents `(C, num_latents, latent_size)` of the closed sentences.
+
+        Returns:
+            The predicted latents `(batch, J, num_latents, latent_size)` of the sentences that begin in each row: where
+            texts begin the first one and those after a closed sentence, else the latter. And the `next_latents` of
+            `SllmModelOutput`.
+        """
+        begins = cache is None or cache.is_empty
+        padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
         embeds, states = self._run_backbone(padded, sentence_mask, cache, begins)
         next_latents = None
-        if begins:
-            if self.config.next_latent_weight > 0:
-                next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
-            sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
-        return self.latents_from(states[sentence_mask]), next_latents
+        if begins and self.config.next_latent_weight > 0:
+            next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
+        return self.latents_from(states), next_latents
+
+    def _decode(
+        self,
+        predicted: torch.Tensor,
+        token_embeds: torch.Tensor,
+        positions: DecoderPositions,
+        mask: torch.Tensor,
+        cache: SllmCache | None,
+        kept: int,
+        layers: bool | list[int],
+    ) -> SllmModelOutput:
+        """The decoder's states at the last `kept` of the tokens that the mask shows."""
+        check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
+        states, hidden_states = self.sentence_decoder(
+            predicted, token_embeds, positions, cache=cache, output_hidden_states=layers
+        )
+        output_slot = positions.output_slot[:, -kept:]
+        last_hidden_state = take(states, output_slot.clamp(min=0))  # (batch, kept, width)
+        if cache is not None:
+            if not cache.is_empty:  # before a row's first new token stands what follows the last one it had
+                last_hidden_state = torch.where(
+                    (output_slot < 0)[..., None], cache.last_state[:, None], last_hidden_state
+                )
+            cache.last_state = last_hidden_state[:, -1]
+        token_states = None
+        if self.config.stop_head:
+            token_states = take(states, positions.token_slot[:, -kept:].clamp(min=0)) * mask[:, -kept:, None]
+        if hidden_states is not None:
+            hidden_states = tuple(
+                None if layer is None else take(layer, output_slot.clamp(min=0)) for layer in hidden_states
+            )
+        return SllmModelOutput(
+            last_hidden_state=last_hidden_state,
+            past_key_values=cache,
+            hidden_states=hidden_states,
+            token_states=token_states,
+        )
+
+
+def embed_tokens(
+    table: nn.Module, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, token_index: torch.Tensor
+) -> torch.Tensor:
+    """`(K, width)` embeddings of some tokens of a batch, from those given or else from a table: of a long text all at
+    once would be large."""
+    if inputs_embeds is not None:
+        return inputs_embeds.flatten(0, 1)[token_index]
+    return table(input_ids.flatten()[token_index])
 
 
 class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixin):
@@ -426,7 +465,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         super().__init__(config)
         self.model = SllmModel(config)
         width = self.get_input_embeddings().embedding_dim
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = LMHead(width, config.vocab_size, bias=config.lm_head_bias)
         if config.bag_of_words_weight > 0:
             self.shortlist_head = nn.Linear(width, width)
         if config.next_latent_weight > 0:
@@ -442,9 +481,6 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
 
     def get_output_embeddings(self):
         return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings):
-        self.lm_head = new_embeddings
 
     def encode_sentences(
         self,

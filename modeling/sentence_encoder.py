@@ -7,8 +7,10 @@ from torch import nn
 from transformers import AutoModel
 
 from .configuration_sentence_vae import SentenceVaeConfig
-from .stream_attention import run_stream
-from .stream_layout import Stream
+from .stream_attention import run_packed
+
+# So many tokens a prefill encodes at once: enough to be fast, and few beside what it keeps of a long text.
+TOKENS_AT_ONCE = 4096
 
 
 class SentenceEncoder(nn.Module):
@@ -45,32 +47,54 @@ class SentenceEncoder(nn.Module):
             Mean of the latents, `(S, num_latents, latent_size)`, and their log-variance if the config has a KL term.
         """
         token_embeds = self.embed_projection(token_embeds)
-        lengths = torch.bincount(sentence)
-        num_queries = 0 if self.config.pooling == "sum" else self.config.num_latents
-        token_slot = torch.arange(len(sentence), device=sentence.device) + num_queries * (sentence + 1)
-        sizes = lengths + num_queries
-        stream_sentence = torch.repeat_interleave(sizes)
-        first = sizes.cumsum(0) - sizes
-        index = torch.arange(len(stream_sentence), device=sentence.device)
-        position_ids = index - first[stream_sentence]
-        stream = Stream(torch.zeros_like(index), stream_sentence, index, position_ids, torch.zeros_like(index))
-
-        inputs_embeds = token_embeds
-        if num_queries:
-            query_slot = first[:, None] + torch.arange(num_queries, device=sentence.device)
-            inputs_embeds = token_embeds.new_zeros(len(index), token_embeds.shape[-1])
-            inputs_embeds = inputs_embeds.index_copy(0, token_slot, token_embeds)
-            queries = all_rows(self.latent_queries, sentence.device).to(token_embeds.dtype).repeat(len(lengths), 1)
-            inputs_embeds = inputs_embeds.index_copy(0, query_slot.flatten(), queries)
-        states = run_stream(self.model, inputs_embeds, stream, causal=False, packed=self.packed)
-
-        if num_queries:
-            states = states[query_slot]  # (S, num_latents, width)
-        else:
-            total = states.new_zeros(len(lengths), states.shape[-1]).index_add(0, sentence, states)
-            states = self.latent_norm(total)[:, None]
-        mean, *log_variance = self.latent_head(states).split(self.config.latent_size, dim=-1)
+        pooled = (
+            self._sum(token_embeds, sentence) if self.config.pooling == "sum" else self._query(token_embeds, sentence)
+        )
+        mean, *log_variance = self.latent_head(pooled).split(self.config.latent_size, dim=-1)
         return mean, (log_variance[0] if log_variance else None)
+
+    def _query(self, token_embeds: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
+        """The transformer's states at the queries, which stand before their sentence: `(S, num_latents, width)`."""
+        count, device = self.config.num_latents, sentence.device
+        sizes = torch.bincount(sentence) + count
+        first = sizes.cumsum(0) - sizes  # (S,)
+        piece = torch.repeat_interleave(sizes)  # (N + S * num_latents,)
+        token_slot = torch.arange(len(sentence), device=device) + count * (sentence + 1)
+        query_slot = first[:, None] + torch.arange(count, device=device)  # (S, num_latents)
+        queries = all_rows(self.latent_queries, device).to(token_embeds.dtype).repeat(len(sizes), 1)
+        inputs_embeds = token_embeds.new_zeros(len(piece), token_embeds.shape[-1])
+        inputs_embeds = inputs_embeds.index_copy(0, token_slot, token_embeds)
+        inputs_embeds = inputs_embeds.index_copy(0, query_slot.flatten(), queries)
+        return self._run(inputs_embeds, piece)[query_slot]
+
+    def _sum(self, token_embeds: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
+        """The normalised sum of each sentence's states, `(S, 1, width)`."""
+        states = self._run(token_embeds, sentence)
+        total = states.new_zeros(int(sentence[-1]) + 1, states.shape[-1]).index_add(0, sentence, states)
+        return self.latent_norm(total)[:, None]
+
+    def _run(self, inputs_embeds: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
+        sizes = torch.bincount(piece)
+        position_ids = torch.arange(len(piece), device=piece.device) - (sizes.cumsum(0) - sizes)[piece]
+        return run_packed(self.model, inputs_embeds, piece, position_ids, causal=False, packed=self.packed)[0]
+
+
+def encode_in_parts(
+    encoder: SentenceEncoder, embed: Callable, token_index: torch.Tensor, sentence: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As the encoder's own forward pass, in one call for each few thousand tokens, so that memory does not grow with
+    the text. For inference with a cache, where no other process waits for these calls.
+
+    Args:
+        embed: From indices of tokens, `(K,)`, to their embeddings, `(K, width)`.
+        token_index, sentence: `(N,)` index and sentence of each token; at least one.
+    """
+    lengths = torch.bincount(sentence)
+    part = (lengths.cumsum(0) - lengths) // TOKENS_AT_ONCE
+    sizes = part[sentence].unique_consecutive(return_counts=True)[1].tolist()
+    parts = zip(token_index.split(sizes), sentence.split(sizes), strict=True)
+    means, log_variances = zip(*(encoder(embed(index), own - own[0]) for index, own in parts), strict=True)
+    return torch.cat(means), None if log_variances[0] is None else torch.cat(log_variances)
 
 
 def all_rows(table: nn.Embedding, device: torch.device) -> torch.Tensor:
@@ -81,26 +105,3 @@ def all_rows(table: nn.Embedding, device: torch.device) -> torch.Tensor:
 def project(inputs: int | None, outputs: int) -> nn.Module:
     """A linear map where the widths differ."""
     return nn.Identity() if inputs in (None, outputs) else nn.Linear(inputs, outputs, bias=False)
-
-
-# So many tokens a prefill encodes at once: enough to be fast, and few beside what it keeps of a long text.
-TOKENS_AT_ONCE = 4096
-
-
-def encode_in_parts(
-    encoder: nn.Module, embed: Callable, token_index: torch.Tensor, sentence: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As the encoder's own forward pass, in one call for each few thousand tokens, so that memory does not grow with
-    the text. For inference with a cache, where no other process waits for these calls.
-
-    Args:
-        encoder (`SentenceEncoder`): What turns sentences into latents.
-        embed: From indices of tokens, `(K,)`, to their embeddings, `(K, width)`.
-        token_index, sentence: `(N,)` index and sentence of each token; at least one.
-    """
-    lengths = torch.bincount(sentence)
-    part = (lengths.cumsum(0) - lengths) // TOKENS_AT_ONCE
-    sizes = part[sentence].unique_consecutive(return_counts=True)[1].tolist()
-    parts = zip(token_index.split(sizes), sentence.split(sizes), strict=True)
-    means, log_variances = zip(*(encoder(embed(index), own - own[0]) for index, own in parts), strict=True)
-    return torch.cat(means), None if log_variances[0] is None else torch.cat(log_variances)

@@ -54,11 +54,12 @@ class SentenceLayout:
     """The sentences of a batch, flat: `N` tokens that are not padding, in `S` sentences, row after row.
 
     Attributes:
+        mask: `(batch, length)` bool, true where a token of these sentences is.
         token_index: `(N,)` index of each token in the flattened `(batch, length)` input.
         token_row: `(N,)` its row.
         token_rank: `(N,)` its number among the row's tokens.
         token_sentence: `(N,)` its sentence, `0..S-1`.
-        token_offset: `(N,)` its offset in the sentence; what the sentence already had before this input counts.
+        token_offset: `(N,)` its offset in the sentence.
         token_closes: `(N,)` whether it closes its sentence.
         sentence_row: `(S,)` the row of each sentence.
         sentence_rank: `(S,)` its number among the row's sentences.
@@ -66,6 +67,7 @@ class SentenceLayout:
         row_length: `(batch,)` tokens of each row.
     """
 
+    mask: torch.Tensor
     token_index: torch.Tensor
     token_row: torch.Tensor
     token_rank: torch.Tensor
@@ -76,6 +78,11 @@ class SentenceLayout:
     sentence_rank: torch.Tensor
     sentence_closed: torch.Tensor
     row_length: torch.Tensor
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `(N, …)` of the tokens at their places in `(batch, length, …)`; zero elsewhere."""
+        flat = values.new_zeros(self.mask.numel(), *values.shape[1:])
+        return flat.index_copy(0, self.token_index, values).view(*self.mask.shape, *values.shape[1:])
 
     def closed_sentences(self) -> "SentenceLayout":
         """The layout of the closed sentences alone."""
@@ -91,6 +98,7 @@ class SentenceLayout:
     def _select(self, keep_sentence: torch.Tensor) -> "SentenceLayout":
         keep = keep_sentence[self.token_sentence]
         return SentenceLayout(
+            mask=self.scatter(keep),
             token_index=self.token_index[keep],
             token_row=self.token_row[keep],
             token_rank=self.token_rank[keep],
@@ -135,7 +143,6 @@ class SentenceSegmenter:
         self,
         token_ids: torch.Tensor | None,
         mask: torch.Tensor,
-        open_length: torch.Tensor | None = None,
         sentence_ids: torch.Tensor | None = None,
         boundary_dropout: float = 0.0,
     ) -> SentenceLayout:
@@ -143,7 +150,6 @@ class SentenceSegmenter:
         Args:
             token_ids: `(batch, length)`; may be `None` if `sentence_ids` is given.
             mask: `(batch, length)` bool, true where a token counts.
-            open_length: `(batch,)` tokens that each row's open sentence already has; by default none.
             sentence_ids: `(batch, length)` explicit sentences: consecutive tokens with equal ids are one, cut at the
                 maximum length. The last one of a row stays open.
             boundary_dropout: Share of the ends of sentences to overlook, drawn at random.
@@ -157,10 +163,6 @@ class SentenceSegmenter:
         row_start = row_length.cumsum(0) - row_length
         order = torch.arange(total, device=device)
         token_rank = order - row_start[token_row]
-        # How many tokens the sentence has before this input, at each row's first token.
-        carried = torch.zeros(total, dtype=torch.long, device=device)
-        if open_length is not None:
-            carried = torch.where(token_rank == 0, open_length[token_row], carried)
 
         if sentence_ids is None:
             strength = self.closing_strength(token_ids.flatten()[token_index])
@@ -171,10 +173,10 @@ class SentenceSegmenter:
 
         if boundary_dropout > 0:
             strength = strength * (torch.rand(total, device=device) >= boundary_dropout)
-        starts = self._sentence_starts(strength, carried, row_start + row_length - 1, token_row)
+        starts = self._sentence_starts(strength, (row_start + row_length - 1)[token_row])
         token_sentence = starts.cumsum(0) - 1
         first = starts.nonzero().squeeze(1)  # (S,) each sentence's first token
-        token_offset = order - first[token_sentence] + carried[first][token_sentence]
+        token_offset = order - first[token_sentence]
         is_last = torch.ones_like(starts)
         is_last[:-1] = starts[1:]
         token_closes = is_last & self._may_close(strength, token_offset + 1)
@@ -184,6 +186,7 @@ class SentenceSegmenter:
         sentence_rank = torch.arange(len(first), device=device)
         sentence_rank = sentence_rank - (sentences_of_row.cumsum(0) - sentences_of_row)[sentence_row]
         return SentenceLayout(
+            mask=mask,
             token_index=token_index,
             token_row=token_row,
             token_rank=token_rank,
@@ -202,10 +205,8 @@ class SentenceSegmenter:
         least = [config.max_sentence_length, config.min_clause_length, config.min_sentence_length, 1]
         return size >= strength.new_tensor(least).clamp(max=config.max_sentence_length)[strength]
 
-    def _sentence_starts(
-        self, strength: torch.Tensor, carried: torch.Tensor, row_end: torch.Tensor, token_row: torch.Tensor
-    ) -> torch.Tensor:
-        """Whether each of the `(N,)` tokens begins a sentence.
+    def _sentence_starts(self, strength: torch.Tensor, row_end: torch.Tensor) -> torch.Tensor:
+        """Whether each of the `(N,)` tokens begins a sentence; `row_end` is the last token of its row.
 
         A sentence that begins at token s ends at the first token that may close it, so the starts are the orbit of
         token 0 under "the token after the end of s". Doubling the step finds the whole orbit in log2(N) rounds.
@@ -214,9 +215,9 @@ class SentenceSegmenter:
         order = torch.arange(total, device=strength.device)
 
         def with_length(length: int) -> torch.Tensor:  # where a sentence that begins here has so many tokens
-            return order + (length - 1 - carried).clamp(min=0)
+            return order + length - 1
 
-        end = torch.minimum(with_length(self.config.max_sentence_length), row_end[token_row])
+        end = torch.minimum(with_length(self.config.max_sentence_length), row_end)
         for closing, length in ((3, 1), (2, self.config.min_sentence_length), (1, self.config.min_clause_length)):
             end = torch.minimum(end, _next_true(strength == closing)[with_length(length).clamp(max=total)])
         step = torch.cat([end + 1, end.new_tensor([total])])

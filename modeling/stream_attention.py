@@ -1,55 +1,28 @@
-"""Running a transformer over many short sequences that lie end to end.
+"""What a position of a stream sees, and running a transformer so.
 
-Encoder and decoder see a *stream*: the positions of all sentences of the batch, one after the other. How the stream is
-laid out for the model is decided here: packed in one row, for kernels that skip what a mask excludes (flash attention
-takes `cu_seq_lens`, flex attention a block mask), or in the rows of one padded batch. The mask follows one rule either
-way, so the results are the same.
+Decoders read a batch's streams as they are laid out, one to a row. Where sentences see nothing but themselves, as in
+the encoder, they are packed end to end: in one row for the kernels that skip what lies between (flash attention takes
+`cu_seq_lens`, flex attention a block mask), else in a few rows with little padding. The rule is the same either way.
 
 A model is called once for a stream, whatever is in it. Where its weights are sharded over processes (FSDP, ZeRO-3),
 each call gathers them: processes that make different numbers of calls would wait for each other forever.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .stream_layout import Stream
 
 # A shared row takes in as many pieces of the longest kind; at most one more begins in it, so a fifth of it is padding.
 PIECES_PER_ROW = 4
-
-
-class HiddenStates:
-    """Collects the states of a transformer's layers while it reads a stream batch by batch.
-
-    Args:
-        wanted (`bool | list[int]`): All or none of them, or which, as in transformers' `output_hidden_states`.
-    """
-
-    def __init__(self, wanted=False):
-        self.kwargs = {} if wanted is False else {"output_hidden_states": wanted}  # of the transformer
-        self.layers = None  # list of `(F, width)`, the input first; None in it for a layer not wanted
-
-    def add(self, outputs, rows: torch.Tensor, length: int):
-        """Takes in outputs at `rows`, `(R, L)` indices into the stream of that length, where -1 is padding."""
-        states = outputs.hidden_states if self.kwargs else None
-        if states is None:
-            return
-        if self.layers is None:
-            self.layers = [None if new is None else new.new_zeros(length, new.shape[-1]) for new in states]
-        pairs = zip(self.layers, states, strict=True)
-        real = rows >= 0
-        self.layers = [None if new is None else layer.index_put((rows[real],), new[real]) for layer, new in pairs]
-
-    def gather(self, last: torch.Tensor, function) -> tuple[torch.Tensor | None, ...] | None:
-        """What a function makes of each layer; in the last one's place of the output, `(F, width)`."""
-        if self.layers is None:
-            return None
-        layers = [*self.layers[:-1], None if self.layers[-1] is None else last]
-        return tuple(None if layer is None else function(layer) for layer in layers)
+# Of the input and of each layer, None for one not wanted; or None where none were asked for.
+States = tuple[torch.Tensor | None, ...] | None
 
 
 def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> torch.Tensor:
@@ -60,13 +33,12 @@ def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> to
     The others do not. So the very first sees itself alone, as the first position of a text does: a place to rest
     attention on. Pretrained models need one, and no more than one (attention sinks: Xiao et al. 2023, arXiv
     2309.17453)."""
-    same_row = (query.row == key.row) & (key.index >= 0)
-    same_sentence = query.sentence == key.sentence
+    same_sentence = (query.sentence == key.sentence) & (key.index >= 0)
     if not causal:
-        return same_row & same_sentence
+        return same_sentence
     distance = query.index - key.index
-    looks_back = (query.prefix <= 1) & (key.prefix == 0) & (distance <= context_length)
-    return same_row & (distance >= 0) & (same_sentence | looks_back)
+    looks_back = (query.prefix <= 1) & (key.prefix == 0) & (distance <= context_length) & (key.index >= 0)
+    return (distance >= 0) & (same_sentence | looks_back)
 
 
 def run_stream(
@@ -75,116 +47,144 @@ def run_stream(
     stream: Stream,
     causal: bool,
     context_length: int = 0,
-    packed: bool | None = None,
-    latents: tuple[torch.Tensor, Stream] | None = None,
-    hidden_states: HiddenStates | None = None,
-) -> torch.Tensor:
-    """Last hidden states of a stream.
+    key: Stream | None = None,
+    past_key_values: Cache | None = None,
+    latents: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, States]:
+    """The last hidden states of new positions, and, if `kwargs` ask for them, the states of all layers.
 
     Args:
         model: An AutoModel.
-        inputs_embeds: `(F, width)`.
-        stream: Its positions, in order.
-        causal: Whether later positions of a sentence are hidden.
+        inputs_embeds: `(rows, Q, width)`.
+        stream: The positions, in tensors `(rows, Q)`.
         context_length: See `visible`.
-        packed: One row, or padded batches. By default packed where the attention kernel profits from it.
-        latents: What the model cross-attends to, `(K, width)`, and where it stands.
-        hidden_states: Takes in the states of the other layers.
-
-    Returns:
-        `(F, width)`.
+        key: With a cache, the positions in it, of which the newest are these; `(rows, K)`.
+        latents: What the model cross-attends to, `(rows, L, width)`, and the sentence that each is of, `(rows, L)`.
     """
-    hidden_states = hidden_states or HiddenStates()
-    implementation = model.config._attn_implementation
-    is_flash = "flash" in (implementation or "")
-    # cu_seq_lens express sentences alone, not a window that reaches into the sentence before.
-    flash_can_pack = is_flash and (context_length == 0) and latents is None
-    if packed is None:
-        packed = flash_can_pack or implementation == "flex_attention"
-    if packed and flash_can_pack:
-        hidden = model(
-            inputs_embeds=inputs_embeds[None],
-            position_ids=stream.position_ids[None],
+    if model.config._attn_implementation == "flex_attention" and key is None and latents is None:
+        # On a CPU, torch 2.13 does not compile the kernel for a block mask of several rows: they lie end to end.
+        output = model(
+            inputs_embeds=inputs_embeds.flatten(0, 1)[None],
+            position_ids=stream.position_ids.flatten()[None],
+            attention_mask=flex_mask(stream, causal, context_length),
+            use_cache=False,
+            **kwargs,
+        )
+        return states_of(output, kwargs, lambda states: states.view(*inputs_embeds.shape[:2], -1))
+    output = model(
+        inputs_embeds=inputs_embeds,
+        position_ids=stream.position_ids,
+        attention_mask=stream_mask(model, stream, key or stream, causal, context_length, inputs_embeds.dtype),
+        past_key_values=past_key_values,
+        use_cache=past_key_values is not None,
+        **kwargs,
+        **cross_attention_kwargs(model, stream, latents),
+    )
+    return states_of(output, kwargs, lambda states: states.to(inputs_embeds.dtype))
+
+
+def states_of(output: Any, kwargs: dict, function: Callable) -> tuple[torch.Tensor, States]:
+    """What a function makes of the last hidden states of an output, and of all that `kwargs` asked for."""
+    layers = None
+    if kwargs:
+        layers = tuple(None if layer is None else function(layer) for layer in output.hidden_states)
+    return function(output.last_hidden_state), layers
+
+
+def run_packed(
+    model: nn.Module,
+    inputs_embeds: torch.Tensor,
+    piece: torch.Tensor,
+    position_ids: torch.Tensor,
+    causal: bool,
+    packed: bool | None = None,
+    latents: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, States]:
+    """The last hidden states of N positions in pieces that never see each other, and, if `kwargs` ask for them, the
+    states of all layers; each `(N, width)`.
+
+    Args:
+        inputs_embeds: `(N, width)`.
+        piece: `(N,)` the piece of each, `0..S-1` in order.
+        position_ids: `(N,)`.
+        causal: Whether later positions of a piece are hidden.
+        packed: One row, or several. By default one where the attention kernel profits from it.
+        latents: What each piece cross-attends to, `(S, num_latents, width)`.
+    """
+    implementation = model.config._attn_implementation or "eager"
+    packs_flash = "flash" in implementation and latents is None
+    lengths = torch.bincount(piece)
+    one_row = (packs_flash or implementation == "flex_attention") if packed is None else packed
+    rows = padded_rows(lengths.sum()[None] if one_row else lengths)  # (R, L)
+    real = rows >= 0
+    rows = rows.clamp(min=0)
+
+    def unpacked(states: torch.Tensor) -> torch.Tensor:
+        return states[real].to(inputs_embeds.dtype)  # in order, so nothing has to be put back
+
+    if one_row and packs_flash:
+        output = model(
+            inputs_embeds=inputs_embeds[rows],
+            position_ids=position_ids[rows],
             use_cache=False,
             is_causal=causal,
-            **hidden_states.kwargs,
-            **flash_attention_kwargs(stream),
+            **kwargs,
+            **flash_attention_kwargs(lengths),
         )
-        rows = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
-        hidden_states.add(hidden, rows, len(inputs_embeds))
-        return hidden.last_hidden_state[0]
-
-    takes_block_mask = implementation == "flex_attention" and latents is None
-    with nullcontext() if takes_block_mask else mask_attention(model):
-        lengths = piece_lengths(stream, by_row=context_length > 0)
-        rows = padded_rows(lengths.sum()[None] if packed else lengths, share=context_length == 0)
-        query = gather_stream(stream, rows)
-        hidden = model(
-            inputs_embeds=inputs_embeds[rows.clamp(min=0)],
-            position_ids=query.position_ids,
-            attention_mask=stream_mask(model, query, query, causal, context_length, inputs_embeds.dtype),
-            use_cache=False,
-            **hidden_states.kwargs,
-            **cross_attention_kwargs(model, query, latents),
-        )
-    hidden_states.add(hidden, rows, len(inputs_embeds))
-    real = rows >= 0
-    states = hidden.last_hidden_state[real].to(inputs_embeds.dtype)
-    return inputs_embeds.new_zeros(inputs_embeds.shape).index_put((rows[real],), states)
-
-
-def gather_stream(stream: Stream, rows: torch.Tensor) -> Stream:
-    """The stream laid out as `rows`, `(R, L)` indices into it where -1 is padding. Padding stands nowhere."""
-    laid_out = stream.map(lambda values: values[rows.clamp(min=0)])
-    laid_out.index = laid_out.index.masked_fill(rows < 0, -1)
-    return laid_out
+        return states_of(output, kwargs, unpacked)
+    index = torch.arange(rows.shape[1], device=rows.device).expand_as(rows).masked_fill(~real, -1)
+    stream = Stream(piece[rows], index, position_ids[rows], torch.zeros_like(rows))
+    of_rows = None if latents is None else latents_of_rows(latents, stream, real)
+    states, layers = run_stream(model, inputs_embeds[rows], stream, causal, latents=of_rows, **kwargs)
+    if layers is not None:
+        layers = tuple(None if layer is None else unpacked(layer) for layer in layers)
+    return unpacked(states), layers
 
 
 def stream_mask(
     model: nn.Module, query: Stream, key: Stream, causal: bool, context_length: int, dtype: torch.dtype
-) -> Any:
-    """The attention mask in the form that the model's attention implementation takes.
+) -> torch.Tensor:
+    """The mask as a tensor.
 
     Args:
         query, key: Streams with tensors `(R, Q)` and `(R, K)`; the queries are the last Q of the keys.
     """
-    if model.config._attn_implementation == "flex_attention":
-        return flex_mask(query, causal, context_length)
-
     allowed = visible(
         query.map(lambda values: values[:, :, None]),
         key.map(lambda values: values[:, None, :]),
         causal,
         context_length,
-    )
+    )  # (R, Q, K)
     # Padding sees itself: a softmax over nothing is NaN, which a masked key would still spread.
     allowed.diagonal(key.index.shape[1] - query.index.shape[1], 1, 2).fill_(True)
     return mask_tensor(model, allowed, dtype)
 
 
 def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
-    """The rule of `visible` as the block mask of flex attention, for a stream with tensors `(R, L)` that sees itself.
+    """The rule of `visible` as the block mask of flex attention, for a stream with tensors `(R, L)` that sees itself,
+    its rows end to end.
 
     From which position on each one sees, and up to which one it sees (if causal: is seen), is kept in one tensor: with
     more of them, torch 2.13 does not compile the kernel on CPU.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    batch_size, length = stream.index.shape
-    position = torch.arange(length, device=stream.index.device).expand(batch_size, -1)
+    rows, length = stream.index.shape
+    position = torch.arange(length, device=stream.index.device).expand(rows, -1)
     padding = stream.index < 0
-    row_begins = begins_run(stream.row, padding)
-    sentence_begins = row_begins | begins_run(stream.sentence, padding)
+    sentence_begins = nn.functional.pad(stream.sentence.diff() != 0, (1, 0), value=True) | padding
     first = torch.where(sentence_begins, position, 0).cummax(1).values
     sentence_ends = nn.functional.pad(sentence_begins[:, 1:], (0, 1), value=True)
-    last = torch.where(sentence_ends, position, length).flip(1).cummin(1).values.flip(1)
+    last = torch.where(sentence_ends, position, length - 1).flip(1).cummin(1).values.flip(1)
     if causal:
-        row_first = torch.where(row_begins, position, 0).cummax(1).values
-        seen_from = torch.minimum(first, torch.maximum(position - context_length, row_first))
-        first = torch.where(stream.prefix <= 1, seen_from, first)
-        last = torch.where((stream.prefix > 0) & ~padding, last, length)
+        seen_from = torch.minimum(first, (position - context_length).clamp(min=0))
+        first = torch.where((stream.prefix <= 1) & ~padding, seen_from, first)
+        last = torch.where((stream.prefix > 0) & ~padding, last, length - 1)
 
-    bounds = torch.stack([first, last], 1)  # (R, 2, L)
+    bounds = torch.stack([first, last]) + length * torch.arange(rows, device=position.device)[:, None]
+    bounds = bounds.flatten(1)[None]  # (1, 2, R * L)
 
     def rule(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         sees = key >= bounds[batch, 0, query]
@@ -192,81 +192,73 @@ def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
             return sees & (key <= query) & (query <= bounds[batch, 1, key])
         return sees & (key <= bounds[batch, 1, query])
 
-    return create_block_mask(rule, batch_size, None, length, length, device=str(position.device))
-
-
-def begins_run(values: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-    """`(R, L)` whether a value differs from the one before it; at padding always."""
-    return nn.functional.pad(values[:, 1:] != values[:, :-1], (1, 0), value=True) | padding
+    return create_block_mask(rule, 1, None, rows * length, rows * length, device=str(position.device))
 
 
 def mask_tensor(model: nn.Module, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`(R, Q, K)` bool as the 4D mask of the model's attention: bool for sdpa, additive for eager."""
     allowed = allowed[:, None]
     if model.config._attn_implementation != "eager":
+        let_sdpa_take_tensors(model.config._attn_implementation)
         return allowed
     if torch.is_autocast_enabled(allowed.device.type):
         dtype = torch.float32
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def cross_attention_kwargs(model: nn.Module, query: Stream, latents: tuple[torch.Tensor, Stream] | None) -> dict:
-    """Arguments that make each position attend to the latents of its own sentence."""
+def let_sdpa_take_tensors(implementation: str | None) -> None:
+    """From now on, a kernel of flash or flex attention leaves 4D tensors as masks, which it cannot take, to sdpa.
+
+    Registered under the kernel's own name, it serves models whose configs say that name; nothing in them changes.
+    """
+    kernel = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if implementation in (None, "eager", "sdpa") or kernel is None or hasattr(kernel, "leaves_tensors_to_sdpa"):
+        return
+
+    @wraps(kernel)
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        is_tensor = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
+        function = ALL_ATTENTION_FUNCTIONS["sdpa"] if is_tensor else kernel
+        return function(module, query, key, value, attention_mask, **kwargs)
+
+    attention.leaves_tensors_to_sdpa = True
+    ALL_ATTENTION_FUNCTIONS.register(implementation, attention)
+
+
+def cross_attention_kwargs(
+    model: nn.Module, query: Stream, latents: tuple[torch.Tensor, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """Arguments that make each position attend to the latents of its own sentence; a row's padding to all of them."""
     if latents is None:
         return {}
-    states, stream = latents
-    key = stream.map(lambda values: values[None, None])  # (1, 1, K)
-    allowed = visible(query.map(lambda values: values[:, :, None]), key, False, 0)  # (R, Q, K)
-    # Each row gets the latents of its own sentences only; a query that is padding sees all of them.
-    needed = allowed.any(1).long()  # (R, K)
-    own = needed.sort(dim=1, descending=True, stable=True).indices[:, : int(needed.sum(1).max())]
-    allowed = allowed.gather(2, own[:, None].expand(-1, allowed.shape[1], -1))
+    states, sentence = latents
+    allowed = query.sentence[:, :, None] == sentence[:, None, :]  # (R, Q, L)
     allowed = allowed | ~allowed.any(-1, keepdim=True)
-    return {
-        "encoder_hidden_states": states[own],
-        "encoder_attention_mask": mask_tensor(model, allowed, states.dtype),
-    }
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask_tensor(model, allowed, states.dtype)}
 
 
-def piece_lengths(stream: Stream, by_row: bool) -> torch.Tensor:
-    """Lengths of the stretches that never see each other: the rows, or else the sentences."""
-    if by_row:
-        return stream.row.unique_consecutive(return_counts=True)[1]
-    return torch.stack([stream.row, stream.sentence]).unique_consecutive(dim=1, return_counts=True)[1]
+def latents_of_rows(latents: torch.Tensor, stream: Stream, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents `(S, num_latents, width)` of the pieces that lie in each row, `(R, L, width)`, and which pieces they
+    are of, `(R, L)`."""
+    first = stream.sentence[:, :1]
+    last = stream.sentence.masked_fill(~real, 0).amax(1, keepdim=True)
+    piece = first + torch.arange(int((last - first).max()) + 1, device=first.device)  # (R, most pieces of a row)
+    states = latents[piece.clamp(max=len(latents) - 1)].flatten(1, 2)
+    return states, piece.masked_fill(piece > last, -1).repeat_interleave(latents.shape[1], 1)
 
 
-def padded_rows(lengths: torch.Tensor, share: bool) -> torch.Tensor:
-    """Indices `(R, L)` into the stream, -1 for padding, of pieces laid in rows.
-
-    Args:
-        lengths: Of the pieces.
-        share: Whether pieces lie end to end in rows of similar length, so that little is padding; else each has a row.
-    """
-    if share:
-        row = (lengths.cumsum(0) - lengths) // (PIECES_PER_ROW * lengths.max())
-        lengths = lengths.new_zeros(int(row[-1]) + 1).index_add(0, row, lengths)
-    first = lengths.cumsum(0) - lengths
-    position = torch.arange(int(lengths.max()), device=lengths.device)
-    return (first[:, None] + position).masked_fill(position >= lengths[:, None], -1)
+def padded_rows(lengths: torch.Tensor) -> torch.Tensor:
+    """Indices `(R, L)`, -1 for padding, of what lies end to end in pieces of these lengths: several pieces to a row,
+    in rows of similar length, so that little is padding."""
+    row = (lengths.cumsum(0) - lengths) // (PIECES_PER_ROW * lengths.max())
+    of_rows = lengths.new_zeros(int(row[-1]) + 1).index_add(0, row, lengths)
+    first = of_rows.cumsum(0) - of_rows
+    position = torch.arange(int(of_rows.max()), device=lengths.device)
+    return (first[:, None] + position).masked_fill(position >= of_rows[:, None], -1)
 
 
-def flash_attention_kwargs(stream: Stream) -> dict:
-    """The packing arguments of flash attention, with each sentence a sequence of its own."""
-    lengths = piece_lengths(stream, by_row=False)
+def flash_attention_kwargs(lengths: torch.Tensor) -> dict:
+    """The packing arguments of flash attention, with each piece a sequence of its own."""
     bounds = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(lengths.max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
-
-
-@contextmanager
-def mask_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, a model set to flash or flex attention takes masks as tensors: it uses sdpa."""
-    implementation = model.config._attn_implementation
-    if implementation in ("eager", "sdpa", None):
-        yield
-        return
-    model.config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = implementation

@@ -61,11 +61,6 @@ class SllmCache(Cache):
         """`(batch,)` length of the decoder's stream: the tokens, and a prefix for each sentence begun."""
         return self.num_tokens + self.config.prefix_length * (self.num_sentences + 1)
 
-    @property
-    def past(self) -> dict[str, torch.Tensor]:
-        """What `decoder_positions` needs to know."""
-        return {"tokens": self.num_tokens, "sentences": self.num_sentences, "positions": self.num_positions}
-
     # What the forward pass does, in this order.
 
     def newest(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
@@ -104,42 +99,27 @@ class SllmCache(Cache):
         self.language_model.crop(-count)
         self.entry_sentence = self.entry_sentence[:, :-count]
 
-    def stream_rows(self, stream: Stream) -> torch.Tensor:
-        """`(batch, most new positions of a row)` indices into a stream, -1 where a row has fewer."""
-        size = torch.bincount(stream.row, minlength=len(self.num_tokens))
-        position = torch.arange(int(size.max()), device=size.device)
-        rows = (size.cumsum(0) - size)[:, None] + position
-        return rows.masked_fill(position >= size[:, None], -1)
-
-    def append_slots(self, query: Stream) -> Stream:
+    def append_slots(self, stream: Stream) -> Stream:
         """Announces new entries of the decoder's cache, `(batch, new)`; returns all of them."""
-        if self.slots is None:
-            self.slots = query
-        else:
-            pairs = zip(vars(self.slots).values(), vars(query).values(), strict=True)
-            self.slots = Stream(*(torch.cat(pair, 1) for pair in pairs))
+        self.slots = stream if self.slots is None else self.slots.followed_by(stream)
         return self.slots
 
-    def open_memory(self, states: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, Stream]:
-        """The latents to cross-attend to: the new ones and those of the sentences open before."""
-        width, num_latents = states.shape[-1], self.config.num_latents
-        before = self.open_latents
-        if before is None:
-            before = states.new_zeros(len(self.num_tokens), num_latents, width)
-        row = torch.arange(len(before), device=states.device)
-        # The last sentence that each row has begun; where that is a new one, its latents replace the old.
-        self.open_latents = before.clone()
-        begun = stream.row[::num_latents]  # (J,) in order
-        is_last = torch.ones_like(begun, dtype=torch.bool)
-        is_last[:-1] = begun[1:] != begun[:-1]
-        self.open_latents[begun[is_last]] = states.view(-1, num_latents, width)[is_last]
-        row, sentence = row.repeat_interleave(num_latents), self.num_sentences.repeat_interleave(num_latents)
-        nowhere = torch.zeros_like(row)
-        old = Stream(row, sentence, nowhere, nowhere, nowhere)
-        if self.is_empty:
-            return states, stream
-        pairs = zip(vars(old).values(), vars(stream).values(), strict=True)
-        return torch.cat([before.flatten(0, 1), states]), Stream(*(torch.cat(pair) for pair in pairs))
+    def attend(self, latents: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents to cross-attend to, those of the sentence open before and then the new ones, `(batch, L,
+        width)`, and the sentence that each is of, `(batch, L)`.
+
+        Args:
+            latents: `(batch, J, num_latents, width)` of the sentences that begin.
+            stream: Where they begin.
+        """
+        number = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
+        newest = stream.sentence.masked_fill(stream.index < 0, -1).amax(1)  # (batch,)
+        if not self.is_empty:
+            latents = torch.cat([self.open_latents[:, None], latents], 1)
+            newest = torch.maximum(newest - self.num_sentences, torch.zeros_like(newest))
+            number = torch.arange(latents.shape[1], device=latents.device) + self.num_sentences[:, None]
+        self.open_latents = latents[torch.arange(len(latents), device=latents.device), newest]
+        return latents.flatten(1, 2), number.repeat_interleave(latents.shape[2], 1)
 
     def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
@@ -172,8 +152,8 @@ class SllmCache(Cache):
         self._trim()
 
     def drop_slots_before(self, index: torch.Tensor) -> None:
-        """Forgets the decoder's positions before these `(batch,)`."""
-        self._keep_slots(self.slots.index >= index[:, None])
+        """Forgets the decoder's positions before these `(batch, 1)`."""
+        self._keep_slots(self.slots.index >= index)
 
     def _set_open(self, token_ids: torch.Tensor, is_open: torch.Tensor) -> None:
         self.open_length = is_open.sum(1)
@@ -293,6 +273,3 @@ class SllmCache(Cache):
                 setattr(self, name, function(value))
         if self.slots is not None:
             self.slots = self.slots.map(function)
-            self.slots.row = torch.arange(len(self.slots.row), device=self.slots.row.device)[:, None].expand_as(
-                self.slots.row
-            )

@@ -1,27 +1,26 @@
-"""Where prefixes and tokens stand in the stream that the decoder reads, and how much of it has to be read."""
+"""Where the decoder's stream, `prefix_1, sentence_1, prefix_2, sentence_2, …`, has its prefixes and its tokens.
+
+Each row of a batch has its stream in a row of its own, from the left.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-
-from .sentence_segmentation import SentenceLayout
 
 
 @dataclass
 class Stream:
-    """Where each of `F` positions stands; all tensors `(F,)`.
+    """Where each position stands; all tensors `(rows, positions)`. Positions of different rows never see each other.
 
     Attributes:
-        row: The text it belongs to; positions of different rows never see each other.
         sentence: Its sentence, numbered within the row.
         index: Its number within the row's stream, -1 for padding.
         position_ids: What the model is told.
         prefix: How many positions of its sentence's prefix are left, itself included; 0 for a token.
     """
 
-    row: torch.Tensor
     sentence: torch.Tensor
     index: torch.Tensor
     position_ids: torch.Tensor
@@ -31,179 +30,146 @@ class Stream:
         """The stream with a function applied to each of its tensors."""
         return Stream(*(function(values) for values in vars(self).values()))
 
+    def followed_by(self, other: "Stream") -> "Stream":
+        """The positions of both, `(rows, positions + the other's)`."""
+        return Stream(*(torch.cat(pair, 1) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
 
 @dataclass
 class DecoderPositions:
-    """The decoder's stream, `prefix_1, sentence_1, prefix_2, sentence_2, …`, and what stands where in it.
+    """The decoder's stream of a batch, and what stands where in it.
 
     Attributes:
-        stream: Its `F` positions.
-        token_slot: `(N,)` position of each token.
-        prefix_slot: `(J, prefix_length)` positions of each prefix.
-        output_slot: `(N,)` position whose output is the distribution of the token after each token: the last one of
-            the prefix that follows it, if one does.
-        followed_token: `(J,)` the token after which each prefix comes, -1 for one with which a row begins.
+        stream: Its `(batch, positions)`.
+        token: `(batch, positions)` which of the N tokens stands there, or is its row's last one before; -1 for none.
+        vector: `(batch, positions)` at a prefix, which of its row's prefix vectors stands there.
+        token_slot: `(batch, length)` position of each input token; of no meaning at padding.
+        output_slot: `(batch, length)` position that predicts what follows each input token: its own, or, if it closes
+            its sentence, the last one of the next prefix. Padding on the right repeats the last token's; on the left,
+            where a text begins, it has what predicts the first token.
     """
 
     stream: Stream
+    token: torch.Tensor
+    vector: torch.Tensor
     token_slot: torch.Tensor
-    prefix_slot: torch.Tensor
     output_slot: torch.Tensor
-    followed_token: torch.Tensor
+
+    def from_slot(self, first: torch.Tensor) -> "DecoderPositions":
+        """The positions of each row from number `first`, `(batch, 1)`, on."""
+        size = (self.stream.index >= 0).sum(1, keepdim=True) - first
+        slot = first + torch.arange(int(size.max()), device=first.device)  # (batch, fewer positions)
+        past_end = slot >= first + size
+        slot = slot.clamp(max=self.token.shape[1] - 1)
+        stream = self.stream.map(lambda values: values.gather(1, slot))
+        stream.index = stream.index.masked_fill(past_end, -1)
+        return DecoderPositions(
+            stream=stream,
+            token=self.token.gather(1, slot),
+            vector=self.vector.gather(1, slot),
+            token_slot=self.token_slot - first,
+            output_slot=self.output_slot - first,
+        )
+
+    def tokens_used(self) -> torch.Tensor:
+        """Which tokens the positions need, in order; `token` is then counted among these."""
+        used, place = self.token.unique(return_inverse=True)
+        has_none = int(used[0] < 0)
+        self.token = place - has_none
+        return used[has_none:]
 
 
-def decoder_positions(
-    layout: SentenceLayout,
-    prefix_length: int,
-    restart: bool,
-    begins: torch.Tensor,
-    followed: torch.Tensor,
-    past: dict[str, torch.Tensor] | None = None,
+def lay_out(
+    mask: torch.Tensor, closes: torch.Tensor, prefix_length: int, restart: bool, past: Any = None
 ) -> DecoderPositions:
     """Lays out the decoder's stream.
 
     Args:
-        layout: The sentences, of N tokens.
+        mask: `(batch, length)` bool, true where one of the N tokens is.
+        closes: `(batch, length)` bool, tokens after which the next sentence's prefix comes.
+        prefix_length: Positions of a prefix.
         restart: Whether `position_ids` restart with each sentence; else a token has the position it has in the text.
-        begins: `(batch,)` rows that begin with a prefix.
-        followed: `(N,)` tokens after which the next sentence's prefix comes.
-        past: How many `tokens`, `sentences` and `positions` each row already had, each `(batch,)`.
+        past (`SllmCache`): What comes before; by default nothing does, and each row begins with a prefix.
     """
-    device = followed.device
-    batch_size = len(begins)
-    none = torch.zeros(batch_size, dtype=torch.long, device=device)
-    past = past or {"tokens": none, "sentences": none, "positions": none}
-    begins = begins.long()
-    followed_of_row = none.scatter_add(0, layout.token_row, followed.long())
-    row_size = layout.row_length + prefix_length * (begins + followed_of_row)
-    row_first = row_size.cumsum(0) - row_size
+    closes = closes.long()
+    lead = prefix_length if past is None else 0
+    rank = mask.cumsum(1) - 1  # (batch, length)
+    token_slot = rank + lead + prefix_length * (closes.cumsum(1) - closes)
+    size = (mask + prefix_length * closes).sum(1, keepdim=True) + lead
+    place = torch.arange(int(size.max()), device=mask.device)
+    is_token = torch.zeros(len(mask), len(place) + 1, dtype=torch.bool, device=mask.device)
+    is_token = is_token.scatter_(1, token_slot.where(mask, len(place)), True)[:, :-1]  # (batch, positions)
+    is_prefix = ~is_token & (place < size)
 
-    prefixes_before = begins.cumsum(0)[layout.token_row] + followed.cumsum(0) - followed.long()
-    token_slot = torch.arange(len(followed), device=device) + prefix_length * prefixes_before
-    output_slot = token_slot + prefix_length * followed
-
-    token_rank = past["tokens"][layout.token_row] + layout.token_rank
-    prefix_first, order = torch.cat([row_first[begins.bool()], token_slot[followed] + 1]).sort()
-    prefix_slot = prefix_first[:, None] + torch.arange(prefix_length, device=device)
-
-    row = torch.repeat_interleave(row_size)
-    slot = torch.arange(len(row), device=device)
-    starts_prefix = torch.zeros_like(row)
-    starts_prefix[prefix_first] = 1
-    prefixes = starts_prefix.cumsum(0)  # up to each position, of all rows
-    prefixes_of_rows_before = (begins + followed_of_row).cumsum(0) - (begins + followed_of_row)
-    sentence = past["sentences"][row] + prefixes - prefixes_of_rows_before[row] - begins[row]
-
-    prefix = torch.zeros_like(row)
-    prefix[prefix_slot] = prefix_length - torch.arange(prefix_length, device=device)
-
+    row_length = mask.sum(1)
+    row_start = row_length.cumsum(0) - row_length
+    tokens = is_token.cumsum(1)  # up to each position, itself included
+    vectors = is_prefix.cumsum(1)
+    sentence = (vectors + prefix_length - 1) // prefix_length - int(past is None)
+    index = place.expand_as(tokens)
     # A prefix shares the position of the token before its sentence, so that tokens keep the distances of the text.
-    position_ids = torch.zeros_like(row)
-    position_ids[token_slot] = (layout.token_offset if restart else token_rank) + 1
-    if not restart:
-        before = torch.cat([past["tokens"][begins.bool()], token_rank[followed] + 1])[order]
-        position_ids[prefix_slot] = before[:, None].expand_as(prefix_slot)
-
-    stream = Stream(row, sentence, slot - row_first[row] + past["positions"][row], position_ids, prefix)
-    tokens = followed.nonzero().squeeze(1)
-    followed_token = torch.cat([torch.full_like(row_first[begins.bool()], -1), tokens])[order]
-    return DecoderPositions(stream, token_slot, prefix_slot, output_slot, followed_token)
-
-
-def output_slots(
-    positions: DecoderPositions, layout: SentenceLayout, rank: torch.Tensor, prefix_length: int, begins: bool
-) -> torch.Tensor:
-    """Where in the stream what follows the row's token of each rank `(batch, kept)` is predicted. So padding on the
-    right repeats the last token's, and padding on the left, of rank -1, has the first token's if the texts begin
-    here."""
-    slot = torch.zeros_like(rank)
-    if begins:
-        first_slot = torch.searchsorted(positions.stream.row, torch.arange(len(rank), device=rank.device))
-        slot = slot + (first_slot + prefix_length - 1)[:, None]
-    row_start = layout.row_length.cumsum(0) - layout.row_length
-    seen = rank >= 0
-    slot[seen] = positions.output_slot[(row_start[:, None] + rank)[seen]]
-    return slot
+    position_ids = tokens
+    if restart:
+        position_ids = tokens - torch.where(is_prefix, tokens, 0).cummax(1).values
+    if past is not None:
+        sentence, index = sentence + past.num_sentences[:, None], index + past.num_positions[:, None]
+        before = past.num_tokens[:, None]
+        if restart:
+            before = torch.where(vectors == 0, past.open_length[:, None], 0)
+        position_ids = position_ids + before
+    stream = Stream(
+        sentence=sentence,
+        index=index.masked_fill(place >= size, -1),
+        position_ids=position_ids,
+        prefix=torch.where(is_prefix, prefix_length - (vectors - 1) % prefix_length, 0),
+    )
+    return DecoderPositions(
+        stream=stream,
+        token=torch.where(tokens > 0, row_start[:, None] + tokens - 1, -1),
+        vector=(vectors - 1).clamp(min=0),
+        token_slot=token_slot,
+        output_slot=token_slot + prefix_length * closes,
+    )
 
 
-@dataclass
-class DecoderTail:
-    """The end of each row that the decoder has to read for its last outputs, where the row is read from its beginning.
+def tail_of_prefill(
+    first_output: torch.Tensor, depth: int, context_length: int, sentence_positions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoder has to read to give the outputs from some position on: little, however long the text is.
 
-    Attributes:
-        first_sentence: `(batch,)` the sentence that it begins with.
-        past: What lies before it: `tokens`, `sentences` and `positions`, each `(batch,)`, for `decoder_positions`.
-        first_key: `(batch,)` index of the first position of the stream that later ones may see. At this and all after
-            it, every layer of the decoder has read all that it would have read of the whole row.
-    """
-
-    first_sentence: torch.Tensor
-    past: dict[str, torch.Tensor]
-    first_key: torch.Tensor
-
-    def begun_sentences(self, layout: SentenceLayout) -> torch.Tensor:
-        """Which of the sentences begun, `(J,)` row after row, the open ones too, are in it."""
-        begun = torch.bincount(layout.token_row[layout.token_closes], minlength=len(self.first_sentence)) + 1
-        row = torch.repeat_interleave(begun)
-        rank = torch.arange(len(row), device=row.device) - (begun.cumsum(0) - begun)[row]
-        return rank >= self.first_sentence[row]
-
-
-def decoder_tail(
-    layout: SentenceLayout, last_rank: torch.Tensor, depth: int, context_length: int, prefix_length: int
-) -> DecoderTail:
-    """What the decoder has to read to give the outputs from some token on: a few sentences, however long the row is.
-
-    A layer sees `context_length` back, or to the beginning of the sentence. The next one sees what these have seen, so
-    it goes back once for each layer.
+    A layer reaches back as far as the context or the sentence does, and the next one sees what these positions have
+    seen. Without a context no layer reaches beyond the sentence. One more sentence is read, so that the last tokens
+    can be taken back and others fed, as drafting does.
 
     Args:
-        layout: Of whole rows.
-        last_rank: `(batch,)` number of the first token whose output is wanted, -1 for what comes before any.
+        first_output: `(batch, 1)` the first position whose output is wanted.
         depth: Layers of the decoder.
+        sentence_positions: Positions of the longest sentence with its prefix.
+
+    Returns:
+        The first position to be read, and the first one of which every layer then has all that it would have had of
+        the whole text; both `(batch, 1)`.
     """
-    closing = layout.token_closes
-    row, rank, sentence = layout.token_row[closing], layout.token_rank[closing], layout.sentence_rank
-    sentence = sentence[layout.token_sentence[closing]]
-    closed = torch.bincount(row, minlength=len(last_rank))
-    number = torch.arange(int(closed.max()) + 1, device=row.device)
-    # How many tokens come before each sentence, the one after the last closed one too; more than any where none is.
-    tokens = torch.full((len(last_rank), len(number)), 2**40, device=row.device)
-    tokens[:, 0] = 0
-    tokens[row, sentence + 1] = rank + 1
-    start = tokens + prefix_length * number
-
-    def start_of(sentence: torch.Tensor) -> torch.Tensor:
-        return start.gather(1, sentence[:, None]).squeeze(1)
-
-    def sentence_at(position: torch.Tensor) -> torch.Tensor:
-        return torch.searchsorted(start, position[:, None], right=True).squeeze(1) - 1
-
-    def seen_from(position: torch.Tensor) -> torch.Tensor:
-        return torch.minimum(start_of(sentence_at(position)), position - context_length).clamp(min=0)
-
-    # An output is at its token, or, where that closes its sentence, at the last position of the next prefix.
-    begun = (tokens <= last_rank[:, None] + 1).sum(1) - 1
-    closes = tokens.gather(1, begun[:, None]).squeeze(1) == last_rank + 1
-    output = torch.where(closes, start_of(begun) + prefix_length - 1, last_rank + prefix_length * (begun + 1))
-    following = layout.row_length + prefix_length * (closed + 1)
-    # Drafting takes the last token back and feeds it again. What that one sees is kept: the next sees no more.
-    is_closed = tokens.gather(1, closed[:, None]).squeeze(1) == layout.row_length
-    first_key = seen_from((torch.where(is_closed, start_of(closed), following) - 1).clamp(min=0))
-    position = torch.minimum(seen_from(output), first_key)
-    for _ in range(depth - 1):
-        position = seen_from(position)
-    # One sentence more: a prefix repeats the token before it.
-    first = (sentence_at(position) - 1).clamp(min=0)
-    past = {"tokens": tokens.gather(1, first[:, None]).squeeze(1), "sentences": first, "positions": start_of(first)}
-    return DecoderTail(first, past, first_key)
+    reach = max(context_length, sentence_positions)
+    start = first_output - reach * (depth if context_length else 1) - sentence_positions
+    exact = start + reach * (depth - 1 if context_length else 1)
+    return start.clamp(min=0), torch.where(start > 0, exact, 0)
 
 
-def embed_tokens(
-    table: nn.Module, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, token_index: torch.Tensor
-) -> torch.Tensor:
-    """`(K, width)` embeddings of some tokens of a batch, from those given or else from a table: of a long text all at
-    once would be large."""
-    if inputs_embeds is not None:
-        return inputs_embeds.flatten(0, 1)[token_index]
-    return table(input_ids.flatten()[token_index])
+def pad_rows(values: torch.Tensor, row: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What lies row after row, `(S, …)`, as `(batch, most of a row, …)`, zero where a row has fewer, and the mask that
+    is true where it has one.
+
+    Args:
+        row: `(S,)` the row of each, in order.
+    """
+    count = torch.bincount(row, minlength=batch_size)
+    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    padded = values.new_zeros(batch_size, int(count.max()), *values.shape[1:])
+    mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
+    return padded.index_put((row, rank), values), mask
+
+
+def take(states: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """`(batch, count, width)` of the states `(batch, positions, width)` at the positions `(batch, count)`."""
+    return states.gather(1, slot[..., None].expand(-1, -1, states.shape[-1]))

@@ -61,6 +61,25 @@ def chunked_token_loss(
     return chunked_loss(states[scored], loss_of, lm_head, adjust, chunk_elements)
 
 
+class LMHead(nn.Linear):
+    """An LM head that can also sum a loss over the logits it makes, chunk by chunk, within one call of it.
+
+    Where weights are sharded over processes (FSDP, ZeRO-3), they are whole within a call, and gathered once, however
+    many chunks a process has.
+    """
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        loss_of: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        chunk_size: int = 1,
+    ) -> torch.Tensor:
+        """Logits `(…, vocab)` of states `(…, width)`; given `loss_of`, its sum over chunks of `(N, width)` states."""
+        if loss_of is None:
+            return super().forward(states)
+        return _sum_over_chunks(super().forward, self, states, loss_of, chunk_size)
+
+
 def chunked_loss(
     states: torch.Tensor,
     loss_of: Callable[[torch.Tensor, int], torch.Tensor],
@@ -70,32 +89,27 @@ def chunked_loss(
 ) -> torch.Tensor:
     """A loss, summed over the logits of states `(N, width)`, which never exist all at once.
 
-    It is found inside one call of the LM head: where weights are sharded over processes (FSDP, ZeRO-3), they are whole
-    there, and gathered once, however many chunks a process has.
-
     Args:
         loss_of: Of some logits in a row, and which state the first one is of.
+        lm_head: An `LMHead`; another module, as adapters put in its place, is called once for each chunk.
         adjust: From what the LM head puts out to the logits.
         chunk_elements: How many logits may exist at once.
     """
-    head, had_own = lm_head.forward, "forward" in vars(lm_head)
 
-    def loss_of_states(chunk: torch.Tensor, first: int) -> torch.Tensor:
-        return loss_of(adjust(head(chunk)), first)
+    def loss_of_output(output: torch.Tensor, first: int) -> torch.Tensor:
+        return loss_of(adjust(output), first)
 
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        parameters = [parameter for parameter in lm_head.parameters() if parameter.requires_grad]
-        chunk_size = max(1, chunk_elements // head(states[:1].detach()).shape[-1])
-        return _SumOverChunks.apply(states, loss_of_states, chunk_size, *parameters)
+    chunk_size = max(1, chunk_elements // lm_head.out_features)
+    if isinstance(lm_head, LMHead):
+        return lm_head(states, loss_of_output, chunk_size)
+    return _sum_over_chunks(lm_head, lm_head, states, loss_of_output, chunk_size)
 
-    lm_head.forward = forward
-    try:
-        return lm_head(states)
-    finally:
-        if had_own:
-            lm_head.forward = head
-        else:
-            del lm_head.forward
+
+def _sum_over_chunks(
+    head: Callable, module: nn.Module, states: torch.Tensor, loss_of: Callable, chunk_size: int
+) -> torch.Tensor:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return _SumOverChunks.apply(states, lambda chunk, first: loss_of(head(chunk), first), chunk_size, *parameters)
 
 
 class _SumOverChunks(torch.autograd.Function):

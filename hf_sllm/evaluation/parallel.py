@@ -129,8 +129,8 @@ def score_ahead(
     embeds = model.get_input_embeddings()(targets)
     for distance in range(ahead + 1):
         latents = foretold[layout.sentence_row, layout.sentence_rank + ahead - distance, distance]
-        states, positions = reconstruction_states(body.sentence_decoder, layout, embeds, latents, context_length=0)
-        nats.append(model.sum_token_loss(states[positions.token_slot - 1], targets))
+        states, _, _ = reconstruction_states(body.sentence_decoder, layout, embeds, latents, context_length=0)
+        nats.append(model.sum_token_loss(states, targets))
     return torch.stack(nats).double().cpu(), layout
 
 

@@ -169,10 +169,10 @@ def _reconstruct(
     embeds = model.get_input_embeddings()(input_ids.flatten()[layout.token_index])
     latents, _ = parts.sentence_encoder(embeds, layout.token_sentence)
     # What an SLLM learns beside the next sentence is to write each sentence by itself.
-    states, positions = reconstruction_states(
+    states, _, _ = reconstruction_states(
         parts.sentence_decoder, layout, embeds, latents, context_length=None if is_vae else 0
     )
-    guesses = model.compute_logits(states[positions.token_slot - 1]).argmax(-1)
+    guesses = model.compute_logits(states).argmax(-1)
     return layout, guesses, (model.decode if is_vae else model.decode_latents)(latents)
 
 

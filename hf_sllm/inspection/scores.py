@@ -148,10 +148,10 @@ def score_reconstruction(model: Any, sample: Sample, latents: torch.Tensor, writ
     sizes = [len(batch.layout.sentence_row) for batch in sample.batches]
     for batch, given in zip(sample.batches, latents.split(sizes), strict=True):
         embeds = model.get_input_embeddings()(batch.token_ids)
-        states, positions = reconstruction_states(
+        states, _, _ = reconstruction_states(
             model.base_model.sentence_decoder, batch.layout, embeds, given, context_length
         )
-        logits = model.compute_logits(states[positions.token_slot - 1])
+        logits = model.compute_logits(states)
         batch_nats, batch_correct = score_tokens(logits, batch.token_ids)
         nats.append(batch_nats)
         correct.append(batch_correct)

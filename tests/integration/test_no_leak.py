@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from models import option_model
+from torch.nn import functional as F
 
 from hf_sllm.data import load_documents
 from hf_sllm.evaluation import bits_per_byte, entropy_floor
 from hf_sllm.modeling import SllmForCausalLM
+from hf_sllm.modeling.stream_layout import pad_rows
 
 FIRST, LAST = 3, 61  # uniform over the ids without special tokens
 ENTROPY = math.log(LAST - FIRST)
@@ -26,18 +28,15 @@ def test_nothing_is_learned_of_independent_tokens(option):
 def test_the_test_sees_a_leak(monkeypatch):
     """The same training, with the backbone's prediction replaced by the latents of the sentence to be predicted."""
     model = option_model("sentence_alone")
-    forward = model.model._predict_for_layout
+    forward = model.model._predict
 
-    def leaking(latents, layout, cache, begins):
-        predicted, next_latents = forward(latents, layout, cache, begins)
-        own = latents.new_zeros(predicted.shape)
-        rows = layout.sentence_row[layout.sentence_closed]
+    def leaking(latents, layout, cache):
+        predicted, next_latents = forward(latents, layout, cache)
         # Prediction j of a row gets the latents of sentence j itself, where that sentence is closed.
-        place = torch.arange(len(rows)) + rows
-        own[place] = latents
-        return predicted + own, next_latents
+        own, _ = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(predicted))
+        return predicted + F.pad(own, (0, 0, 0, 0, 0, 1)), next_latents
 
-    monkeypatch.setattr(model.model, "_predict_for_layout", leaking)
+    monkeypatch.setattr(model.model, "_predict", leaking)
     assert train_on_noise(model) < ENTROPY - 0.05
 
 

@@ -7,18 +7,11 @@ import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
 from hf_sllm.modeling.stream_attention import flash_attention_kwargs, padded_rows, visible
-from hf_sllm.modeling.stream_layout import Stream, decoder_positions
+from hf_sllm.modeling.stream_layout import Stream, lay_out
 
 
-def stream_of(row, sentence) -> Stream:
-    row, sentence = torch.tensor(row), torch.tensor(sentence)
-    nowhere = torch.zeros_like(row)
-    return Stream(row, sentence, torch.arange(len(row)), nowhere, nowhere)
-
-
-def test_flash_arguments_bound_each_sentence():
-    stream = stream_of([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 2])
-    arguments = flash_attention_kwargs(stream)
+def test_flash_arguments_bound_each_piece():
+    arguments = flash_attention_kwargs(torch.tensor([3, 2, 2, 1]))
     assert arguments["cu_seq_lens_q"].tolist() == arguments["cu_seq_lens_k"].tolist() == [0, 3, 5, 7, 8]
     assert arguments["cu_seq_lens_q"].dtype == torch.int32
     assert arguments["max_length_q"] == arguments["max_length_k"] == 3
@@ -26,31 +19,35 @@ def test_flash_arguments_bound_each_sentence():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_flash_arguments_allow_what_the_mask_rule_allows(causal):
-    stream = stream_of([0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 2])
-    bounds = flash_attention_kwargs(stream)["cu_seq_lens_q"].tolist()
+    lengths = torch.tensor([3, 2, 2, 1])
+    bounds = flash_attention_kwargs(lengths)["cu_seq_lens_q"].tolist()
     allowed = torch.zeros(8, 8, dtype=torch.bool)
     for start, end in zip(bounds, bounds[1:], strict=False):
         block = torch.ones(end - start, end - start, dtype=torch.bool)
         allowed[start:end, start:end] = block.tril() if causal else block
+    piece, nowhere = torch.repeat_interleave(lengths), torch.zeros(8, dtype=torch.long)
+    stream = Stream(piece, torch.arange(8), nowhere, nowhere)
     queries, keys = stream.map(lambda values: values[:, None]), stream.map(lambda values: values[None])
     assert torch.equal(visible(queries, keys, causal, 0), allowed)
 
 
 def positions_of(model, token_ids):
-    """The decoder's stream of one text, which has a prefix before each sentence, and the closing tokens' numbers."""
+    """The decoder's stream of one text, which has a prefix before each sentence; the slots of its prefixes, `(J,
+    prefix length)`, and which tokens close a sentence."""
     layout = model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool())
-    closes = layout.token_closes
-    begins = torch.ones(1, dtype=torch.bool)
-    return decoder_positions(layout, model.config.prefix_length, False, begins, closes), closes.nonzero().squeeze(1)
+    length = model.config.prefix_length
+    positions = lay_out(layout.mask, layout.scatter(layout.token_closes), length, restart=False)
+    prefixes = positions.stream.prefix[0].nonzero().view(-1, length)
+    return positions, prefixes, layout.token_closes.nonzero().squeeze(1)
 
 
 def test_a_prefix_is_there_for_its_own_sentence_and_its_last_position_alone_looks_back():
     model, token_ids = tiny_sllm(num_latents=3), random_ids(1, 40)
-    positions, closing = positions_of(model, token_ids)
-    stream = positions.stream
+    positions, prefixes, closing = positions_of(model, token_ids)
+    stream = positions.stream.map(lambda values: values[0])
     sees = visible(stream.map(lambda values: values[:, None]), stream.map(lambda values: values[None]), True, 1000)
-    prefix, tokens = positions.prefix_slot[2], positions.token_slot
-    before, sentence = tokens[tokens < prefix[0]], torch.arange(int(prefix[0]), int(positions.prefix_slot[3, 0]))
+    prefix, tokens = prefixes[2], positions.token_slot[0]
+    before, sentence = tokens[tokens < prefix[0]], torch.arange(int(prefix[0]), int(prefixes[3, 0]))
     assert [sees[slot].nonzero().squeeze(1).tolist() for slot in prefix[:2]] == [[prefix[0]], prefix[:2].tolist()]
     assert sees[prefix[2]].nonzero().squeeze(1).tolist() == [*before.tolist(), *prefix.tolist()]
     assert sees[sentence[-1]].nonzero().squeeze(1).tolist() == [*before.tolist(), *sentence.tolist()]
@@ -58,13 +55,13 @@ def test_a_prefix_is_there_for_its_own_sentence_and_its_last_position_alone_look
 
 def test_the_last_of_a_prefix_is_the_token_before_as_well():
     model, token_ids = tiny_sllm(num_latents=3), random_ids(1, 40)
-    positions, closing = positions_of(model, token_ids)
-    assert positions.followed_token.tolist() == [-1, *closing.tolist()]
+    positions, prefixes, closing = positions_of(model, token_ids)
+    assert positions.token[0, prefixes[:, -1]].tolist() == [-1, *closing.tolist()]
     decoder, embeds = model.model.sentence_decoder, model.get_input_embeddings()(token_ids[0])
-    latents = torch.randn(len(closing) + 1, 3, model.config.latent_size)
+    latents = torch.randn(1, len(closing) + 1, 3, model.config.latent_size)
     with_token, without = (decoder.embed(latents, embeds, positions, repeats)[0] for repeats in (True, False))
     expected = torch.zeros_like(without)
-    expected[positions.prefix_slot[1:, -1]] = embeds[closing]
+    expected[0, prefixes[1:, -1]] = embeds[closing]
     torch.testing.assert_close(with_token - without, expected)
 
 
@@ -92,15 +89,13 @@ def test_the_flash_call_gets_these_arguments_and_no_mask(monkeypatch):
     assert calls["sentence_encoder"]["cu_seq_lens_q"].diff().tolist() == (closed + config.num_latents).tolist()
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_padded_rows_hold_each_position_once_in_order_and_cut_no_piece(share):
+def test_padded_rows_hold_each_position_once_in_order_and_cut_no_piece():
     lengths = torch.tensor([5, 1, 10, 8, 9, 8, 7, 3] * 9)
-    rows = padded_rows(lengths, share)
+    rows = padded_rows(lengths)
     assert rows[rows >= 0].tolist() == list(range(int(lengths.sum())))
     assert set((lengths.cumsum(0) - lengths).tolist()) >= set(rows[:, 0].tolist())
-    assert len(rows) < len(lengths) if share else len(rows) == len(lengths)
-    if share:
-        assert (rows >= 0).float().mean() > 0.75
+    assert len(rows) < len(lengths)
+    assert (rows >= 0).float().mean() > 0.75
 
 
 ALL_LOSSES = {

@@ -16,6 +16,9 @@ def segmenter(**fields) -> SentenceSegmenter:
     return SentenceSegmenter(SllmConfig.from_text_config(tiny_backbone().config, decoder_layers=1, **fields))
 
 
+PLAIN = 20  # closes nothing
+
+
 def by_hand(token_ids: list[int], config, open_length: int = 0) -> list[bool]:
     """The rule, one token after the other."""
     closes, length = [], open_length
@@ -38,9 +41,10 @@ def test_tokens_close_sentences_as_the_rule_says(length, open_length, clauses, s
     token_ids = random_ids(4, length, seed=length)
     token_ids[0, -1] = segment.config.eos_token_id
     token_ids[1, : length // 2] = BOUNDARIES[0]
-    layout = segment.layout(token_ids, torch.ones_like(token_ids).bool(), torch.full((4,), open_length))
-    expected = [close for row in token_ids.tolist() for close in by_hand(row, segment.config, open_length)]
-    assert layout.token_closes.tolist() == expected
+    whole = torch.cat([torch.full((4, open_length), PLAIN), token_ids], 1)  # after an open sentence
+    layout = segment.layout(whole, torch.ones_like(whole).bool())
+    expected = [by_hand(row, segment.config, open_length) for row in token_ids.tolist()]
+    assert layout.scatter(layout.token_closes)[:, open_length:].tolist() == expected
 
 
 def test_closing_one_token_at_a_time_agrees_with_the_layout():
