@@ -79,14 +79,17 @@ class ModelArguments:
                 raise ValueError(f"`{name}` is {layers!r}: it must be a number of layers, or a list of their indices.")
         if self.stage not in ("sllm", "sentence_vae"):
             raise ValueError(f"`stage` is {self.stage!r}: it must be `sllm` or `sentence_vae`.")
-        begins = ("backbone", "backbone_config", "sllm")
-        trained = "sllm"
+        begin = self._check_begin()
+        self._check_config_and_tokenizer(begin)
+
+    def _check_begin(self) -> str:
+        """What the model begins with, which is one thing: a backbone, the config of one, or a trained model."""
+        trained = self.stage  # is also the name of the argument that gives a trained model of this stage
         if self.stage == "sentence_vae":
             for name in ("sllm", "lora", "baseline_config"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` has no meaning in the stage `sentence_vae`: leave it out.")
-            begins = ("backbone", "backbone_config", "sentence_vae")
-            trained = "sentence_vae"
+        begins = ("backbone", "backbone_config", trained)
         given = [name for name in begins if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -99,17 +102,25 @@ class ModelArguments:
                     raise ValueError(
                         f"`{name}` is for a model that is made anew, and `{trained}` names one: leave it out."
                     )
-        if self.backbone_config is not None and "model_type" not in self.backbone_config:
-            raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
-        if self.baseline_config is not None and self.backbone_config is None:
-            raise ValueError("`baseline_config` changes `backbone_config`, and this recipe has none: leave it out.")
+        return given[0]
+
+    def _check_config_and_tokenizer(self, begin: str) -> None:
+        """A model from scratch has an architecture and needs a tokenizer; any other has both."""
         if self.tokenizer is not None and self.tokenizer_vocab_size is not None:
             raise ValueError("a recipe has `tokenizer` or `tokenizer_vocab_size`: this one has both.")
-        if self.backbone_config is None and self.tokenizer_vocab_size is not None:
-            raise ValueError(
-                f"`tokenizer_vocab_size` trains a tokenizer that `{given[0]}` does not know: leave it out."
-            )
-        if self.backbone_config is not None and self.tokenizer is None and self.tokenizer_vocab_size is None:
+        if self.backbone_config is None:
+            if self.baseline_config is not None:
+                raise ValueError(
+                    "`baseline_config` changes `backbone_config`, and this recipe has none: leave it out."
+                )
+            if self.tokenizer_vocab_size is not None:
+                raise ValueError(
+                    f"`tokenizer_vocab_size` trains a tokenizer that `{begin}` does not know: leave it out."
+                )
+            return
+        if "model_type" not in self.backbone_config:
+            raise ValueError("`backbone_config` has no `model_type`: say which architecture, e.g. llama.")
+        if self.tokenizer is None and self.tokenizer_vocab_size is None:
             raise ValueError("a model from scratch needs a `tokenizer`, or `tokenizer_vocab_size` to train one.")
 
 
