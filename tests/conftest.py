@@ -1,10 +1,14 @@
 """What every test shares: no Hub, few threads, the shared data, and gpu tests that say why they are skipped."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# Read when huggingface_hub is imported, so it is set before anything imports it.
+# Read when huggingface_hub is imported, so they are set before anything imports it. Each process has caches of its
+# own: code that travelled with a checkpoint and prepared data sets are written there, and two must not meet.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = HOME = tempfile.mkdtemp(prefix="hf-sllm-tests-")
 
 import pytest
 import torch
@@ -13,6 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Tiny models gain nothing from more threads, and lose much where another process has the cores.
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

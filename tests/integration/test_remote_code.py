@@ -32,8 +32,10 @@ assert sorted(p.name for p in (folder / "again").glob("*.py")) == sorted(p.name 
 """
 
 
-@pytest.mark.parametrize("remote", [False, True], ids=["with the package", "without it"])
-@pytest.mark.parametrize("option", ["default", "paper"])
+# The other way round, the classes are those that every test of saving and loading has.
+@pytest.mark.parametrize(
+    "option, remote", [("default", False), ("paper", True)], ids=["default-with the package", "paper-without it"]
+)
 @torch.no_grad()
 def test_a_fresh_process_computes_the_same(tmp_path, option, remote):
     model, token_ids = option_model(option), random_ids(2, 20)

@@ -146,8 +146,7 @@ def test_a_prompt_that_cannot_be_read_is_told_on_the_page(space, page):
         page.get_by_text(message).wait_for()
 
 
-@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-@pytest.mark.parametrize("looks", ["light", "dark"])
+@pytest.mark.parametrize("looks, width", [("light", 1280), ("dark", 390)], ids=["light-desktop", "dark-phone"])
 def test_a_browser_shows_every_page_and_asks_nobody_else(space, page, tmp_path, looks, width):
     """SLLM_SCREENSHOTS names a folder that keeps the pictures."""
     pictures = Path(os.environ.get("SLLM_SCREENSHOTS") or tmp_path)

@@ -33,8 +33,7 @@ def sft_trainer(
     return SFTTrainer(model, arguments, train_dataset=rows, processing_class=word_tokenizer(), peft_config=peft_config)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("kind", ["text", "prompt"])
+@pytest.mark.parametrize("kind, adapted", [("text", False), ("prompt", True)])
 def test_sft_lowers_the_loss_and_what_it_saves_loads(kind, adapted, tmp_path):
     model, token_ids = tiny_sllm(), random_ids(2, 20)
     model.save_pretrained(tmp_path / "base")

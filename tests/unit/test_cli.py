@@ -120,7 +120,7 @@ def test_eval_prints_the_floor_beside_the_model(saved, tmp_path, monkeypatch):
     [
         (
             "broken.jsonl.gz",
-            gzip.compress(b'{"text": "The owl said no."}\n' * 50)[:-12],
+            gzip.compress(b'{"text": "The owl said no."}\n' * 50, mtime=0)[:-12],
             "broken.jsonl.gz cannot be read",
         ),
         ("empty.jsonl", b"", "holds no documents"),
