@@ -19,24 +19,39 @@ demo: $(VENV)/.installed  ## write a story with the embedded checkpoint, offline
 test: $(VENV)/.installed-test  ## run the tests
 	$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/.installed-test  ## check style and types
+lint: $(VENV)/.installed-lint  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed-test  ## build the documentation's site, in site/
+docs: $(VENV)/.installed-docs  ## build the documentation's site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, builds and caches
-	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml
+# pip knows dependency groups from 25.1 on.
+$(VENV)/.made:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade "pip>=25.1"
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.made
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install -e .
 	touch $@
 
+# mypy reads the types of torch and transformers where they are installed.
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --group lint
+	touch $@
+
+# The reference is read from the source: nothing of it is imported.
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --group docs
+	touch $@
+
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install -e ".[test,train]"
+	$(BIN)/python -m pip install -e ".[train,eval,space,trl,harness,serve]" --group test
 	touch $@

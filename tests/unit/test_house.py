@@ -1,7 +1,9 @@
-"""The laws of the house: who may import whom, what is packaged, and how long a file may be."""
+"""The laws of the house: what goes where, who may import whom, what is declared, and what is packaged."""
 
 import ast
 import importlib.util
+import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,9 +16,18 @@ PACKAGE = ROOT / "hf_sllm"
 # What a process without hf_sllm has when it loads a checkpoint with trust_remote_code.
 TRAVELS_WITH = {*sys.stdlib_module_names, "torch", "transformers", "safetensors", "huggingface_hub"}
 
-# By the first word of a file's name.
-LINE_LIMITS = {"configuration": 150, "generation": 500}
-OTHER_LINE_LIMIT = 600
+# A subclass of one of these is needed by a forward pass, or by reading a state dict or a config.
+OF_A_MODEL = {"Module", "PreTrainedModel", "PreTrainedConfig", "GenerationMixin", "Cache", "CacheLayerMixin"}
+
+# A room is a folder of the plugin for one purpose. data/ reads what the rooms take, cli/ calls them.
+ROOMS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
+ROOMS = [name for name in ROOMS if name not in ("modeling", "data", "cli")]
+
+# What the command line does with a room beside entering it.
+BESIDE = ("print_", "plot_", "load_", "make_", "check_")
+
+# Imported by another name than that of the distribution.
+DISTRIBUTIONS = {"yaml": "pyyaml"}
 
 
 def python_files(*folders: Path) -> list[Path]:
@@ -117,7 +128,90 @@ def test_every_package_is_listed_in_pyproject():
     assert set(settings["tool"]["setuptools"]["packages"]) == present | {"hf_sllm.modeling"}
 
 
-def test_files_of_modeling_are_short_enough_to_read():
-    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in python_files(MODELING)}
-    limits = {file: LINE_LIMITS.get(file.stem.split("_")[0], OTHER_LINE_LIMIT) for file in lengths}
-    assert {file.name: length for file, length in lengths.items() if length > limits[file]} == {}
+def test_what_a_forward_pass_or_a_state_dict_needs_is_in_modeling():
+    offenders = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: class {node.name}"
+        for file in python_files(PACKAGE, ROOT / "spaces_app")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and OF_A_MODEL & {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
+    ]
+    assert offenders == []
+
+
+def test_each_room_has_its_entry_points_in_run():
+    """Or, a rarer one, in a file of its own name. They are what the command line calls."""
+    assert [name for name in ROOMS if not (PACKAGE / name / "run.py").is_file()] == []
+    offenders = []
+    for file in python_files(PACKAGE / "cli"):
+        for node, name in imports(file):
+            module, _, attribute = name.rpartition(".")
+            if module.split(".")[:1] != ["hf_sllm"] or attribute.startswith(BESIDE):
+                continue
+            what = getattr(importlib.import_module(module), attribute)
+            room, own = what.__module__.split(".")[-2:] if inspect.isfunction(what) else ("", "")
+            if room in ROOMS and own not in ("run", attribute):
+                offenders.append(f"{where(file, node)}: it is in {what.__module__}")
+    assert offenders == []
+
+
+def declared(text: str) -> str:
+    """The name in a requirement: lm-eval of `lm_eval[hf]>=0.4.13`."""
+    return re.split(r"[^\w.-]", text)[0].lower().replace("_", "-")
+
+
+def third_party(file: Path, at_import: bool = False) -> Iterator[tuple[ast.stmt, str]]:
+    """Yields each import of a file that is of no one here, with its distribution.
+
+    Args:
+        at_import: Only what importing the file imports: not what a function does, nor what is there for types alone.
+    """
+    at_hand = {*sys.stdlib_module_names, "hf_sllm", *(path.stem for path in file.parent.glob("*.py"))}
+    at_hand |= {
+        path.stem for folder in ("tests", "tests/integration", "spaces_app") for path in (ROOT / folder).glob("*.py")
+    }
+    nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        inner = isinstance(node, ast.FunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        if not (at_import and inner):
+            nodes += ast.iter_child_nodes(node)
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        for name in names:
+            if (top := name.split(".")[0]) not in at_hand:
+                assert isinstance(node, ast.stmt)
+                yield node, DISTRIBUTIONS.get(top, top.replace("_", "-").lower())
+
+
+def test_what_is_imported_is_declared():
+    """For what the package imports as it is imported, its dependencies suffice; the rest is in an extra or a group."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, groups = settings["project"], settings["dependency-groups"]
+    always = {declared(text) for text in project["dependencies"]}
+    extras = {name: always | set(map(declared, texts)) for name, texts in project["optional-dependencies"].items()}
+    by_function = set().union(*(texts for name, texts in extras.items() if name not in ("space", "trl")))
+    for_tests = set().union(*extras.values(), *(map(declared, filter(is_text, texts)) for texts in groups.values()))
+    rules = [
+        (python_files(MODELING, PACKAGE), True, always),
+        (python_files(PACKAGE), False, by_function),
+        (python_files(ROOT / "spaces_app"), False, extras["space"]),
+        (python_files(ROOT / "examples"), False, extras["train"]),
+        (python_files(ROOT / "tests", ROOT / "docs"), False, for_tests),
+    ]
+    offenders = [
+        f"{where(file, node)}: {name}"
+        for files, at_import, known in rules
+        for file in files
+        for node, name in third_party(file, at_import)
+        if name not in known
+    ]
+    assert offenders == []
+
+
+def is_text(requirement: object) -> bool:
+    """Whether it is no group that is included."""
+    return isinstance(requirement, str)
