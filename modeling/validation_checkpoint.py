@@ -21,7 +21,9 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
-from transformers.utils.hub import cached_file, cached_files, has_file
+from transformers.utils.hub import cached_files, has_file
+
+from .transformers_private import find_file
 
 # The keywords of `from_pretrained` that say where on the Hub a file is.
 HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
@@ -60,12 +62,12 @@ def weight_files(name: str | os.PathLike, config: PreTrainedConfig, kwargs: dict
     whole = getattr(config, "transformers_weights", None) or of_variant(SAFE_WEIGHTS_NAME, variant)
     if not whole.endswith((".safetensors", ".safetensors.index.json")):
         raise ValueError(f"`transformers_weights` is {whole!r}: only safetensors are read.")
-    found = cached_file(name, whole, **hub, _raise_exceptions_for_missing_entries=False)
+    found = find_file(name, whole, **hub)
     if found is not None and whole.endswith(".safetensors"):
         return [found]
     if found is None:
         whole = of_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
-        found = cached_file(name, whole, **hub, _raise_exceptions_for_missing_entries=False)
+        found = find_file(name, whole, **hub)
     if found is None:
         raise_without_weights(name, variant, hub)
     places = read_index(found)
@@ -78,7 +80,7 @@ def weight_files(name: str | os.PathLike, config: PreTrainedConfig, kwargs: dict
 def check_adapter(name: str | os.PathLike, kwargs: dict) -> None:
     """Refuses an adapter whose weights are pickled or broken, see `check_checkpoint`."""
     hub = {keyword: kwargs[keyword] for keyword in HUB_KEYWORDS if kwargs.get(keyword) is not None}
-    found = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    found = find_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **hub)
     if found is None:
         raise ValueError(
             f"{name} has an adapter without {ADAPTER_SAFE_WEIGHTS_NAME}: only safetensors are read. Save it anew with "

@@ -15,11 +15,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
 
 from hf_sllm.evaluation import Evaluation
 from hf_sllm.evaluation.tables import TABLES, cells_of
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
+from hf_sllm.modeling.transformers_private import find_file
 from hf_sllm.modeling.validation_checkpoint import shapes_in
 from hf_sllm.training.results import COLUMNS
 
@@ -197,7 +197,7 @@ def parts_of(config: Any) -> list[tuple[str, str, int, int]]:
 
 def beside(model: str | Path, file: str) -> Path | None:
     """A file beside the model's weights; `None` if there is none."""
-    found = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
+    found = find_file(model, file)
     return None if found is None else Path(found)
 
 
