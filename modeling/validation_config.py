@@ -5,6 +5,8 @@ import functools
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from .validation_backbone import check_backbone, check_part
+
 
 def value_errors(config_class):
     """Makes a strict config class raise `ValueError` when it is built with a field that cannot be."""
@@ -24,6 +26,10 @@ def value_errors(config_class):
 def check_config(config: PreTrainedConfig) -> None:
     """Refuses fields that do not fit together, with a `ValueError` that names the field, its value and the remedy."""
     check_auto_map(config.auto_map)
+    if "text_config" in config.sub_configs:
+        check_backbone(config.text_config)
+    for name in ("sentence_encoder_config", "sentence_decoder_config"):
+        check_part(getattr(config, name), name)
     if config.latent_size < 1:
         raise ValueError(f"`latent_size` is {config.latent_size}: it must be at least 1.")
     if config.pooling == "sum" and config.num_latents != 1:
