@@ -67,14 +67,15 @@ def select_layers(
 
 
 def keep_layers(text_config: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
-    """A copy of the config with these layers only; lists with one entry per layer follow."""
+    """A copy of the config with these layers only. Each list with one entry per layer follows; lists that are computed
+    from other fields are not in `vars`, and follow by themselves."""
     config = copy.deepcopy(text_config)
     total = text_config.num_hidden_layers
     config.num_hidden_layers = len(layers)
-    for name in ("layer_types", "no_rope_layers", "attention_layers", "mlp_layer_types"):
-        per_layer = getattr(config, name, None)
-        if isinstance(per_layer, list) and len(per_layer) == total:
-            setattr(config, name, [per_layer[layer] for layer in layers])
+    for name, value in vars(text_config).items():
+        of_layers = isinstance(value, list) and len(value) == total
+        if of_layers and not name.endswith(("token_id", "token_ids", "architectures")):
+            setattr(config, name, [value[layer] for layer in layers])
     return config
 
 
@@ -83,8 +84,12 @@ def copy_weights(
     backbone: PreTrainedModel,
     encoder_layers: int | list[int] | None,
     decoder_layers: int | list[int] | None,
-) -> None:
-    """Embeddings, head and layers of a backbone into a model that was built for it."""
+) -> list[str]:
+    """Embeddings, head and layers of a backbone into a model that was built for it.
+
+    Returns:
+        The names of the weights, or the parts, that could not be copied and are random.
+    """
     source = backbone.base_model
     body = getattr(model, "model", model)
     if hasattr(body, "language_model"):
@@ -95,10 +100,16 @@ def copy_weights(
     model.lm_head.load_state_dict(backbone.get_output_embeddings().state_dict())
     model.tie_weights()
     encoder, decoder = body.sentence_encoder, body.sentence_decoder
-    for part, layers, which in ((encoder, encoder_layers, 0), (decoder, decoder_layers, 1)):
-        if is_smaller_kind(part.model, source):
-            layers = part.model.config.num_hidden_layers if layers is None else layers
-            copy_layers(source, part.model, select_layers(source.config, layers, layers)[which])
+    not_copied: list[str] = []
+    for name, layers, which in (("sentence_encoder", encoder_layers, 0), ("sentence_decoder", decoder_layers, 1)):
+        part = getattr(body, name).model
+        total = part.config.num_hidden_layers
+        if part.config.model_type == source.config.model_type and total <= source.config.num_hidden_layers:
+            layers = total if layers is None else layers
+            missing = copy_layers(source, part, select_layers(source.config, layers, layers)[which])
+        else:
+            missing = [f"a {part.config.model_type!r} model of {total} layers, all of it"]
+        not_copied.extend(f"{name}: {what}" for what in missing)
 
     # What enters a pretrained transformer has the scale that its token embeddings have.
     table = source.get_input_embeddings()
@@ -110,35 +121,33 @@ def copy_weights(
     queries = getattr(encoder, "latent_queries", None)
     if queries is not None:
         queries.weight.mul_(scale / queries.weight.float().pow(2).mean().sqrt())
+    return not_copied
 
 
-def is_smaller_kind(model: PreTrainedModel, source: PreTrainedModel) -> bool:
-    """Whether a model is the source with fewer layers, so that layers can be copied; else it stays random."""
-    if model.config.model_type != source.config.model_type:
-        return False
-    available = {key: value.shape for key, value in source.state_dict().items()}
-    return model.config.num_hidden_layers <= source.config.num_hidden_layers and all(
-        available.get(key) == value.shape for key, value in model.state_dict().items()
-    )
+def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> list[str]:
+    """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind.
 
-
-def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> None:
-    """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind."""
+    Returns:
+        The names of the weights that the source does not have, or has of another shape; these stay as they are.
+    """
     name = next(
         name
         for name, module in source.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == source.config.num_hidden_layers
     )
     available = source.state_dict()
-    renamed = {}
-    for key in target.state_dict():
+    renamed, missing = {}, []
+    for key, value in target.state_dict().items():
         origin = key
         if key.startswith(f"{name}."):
             index, rest = key[len(name) + 1 :].split(".", 1)
             origin = f"{name}.{layers[int(index)]}.{rest}"
-        if origin in available:
+        if origin in available and available[origin].shape == value.shape:
             renamed[key] = available[origin]
+        else:
+            missing.append(key)
     target.load_state_dict(renamed, strict=False)
+    return missing
 
 
 def fields_of_sentence_vae(config: Any) -> dict[str, Any]:

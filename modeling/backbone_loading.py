@@ -1,15 +1,23 @@
 """Beginning from a pretrained language model: which weights go where."""
 
 import copy
+import os
 from typing import Any
 
 import torch
+from huggingface_hub import resolve_revision
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae
 from .sentence_segmentation import boundary_tokens
 from .validation_checkpoint import HUB_KEYWORDS, check_adapter, check_checkpoint, weight_files
+
+logger = logging.get_logger(__name__)
+
+# The keywords that say where on the Hub a backbone is found, but for its `revision`.
+PLACE_KEYWORDS = ("token", "cache_dir", "local_files_only")
 
 
 class FromBackboneMixin:
@@ -19,19 +27,26 @@ class FromBackboneMixin:
 
     config_class: Any
 
-    # What `from_backbone` was given, if the backbone has a name: enough to begin again.
+    # What `from_backbone` was given, if the backbone has a name, and its commit on the Hub: enough to begin again.
     backbone_origin: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As any model's. A config with a `backbone_origin` comes with adapters and without weights: the model is made
-        of its backbone anew, and what a backbone does not give has to be in the adapters."""
+        of its backbone anew, and what a backbone does not give has to be in the adapters.
+
+        `revision` is then that of the adapters: the commit of the backbone is stored with them. `token`, `cache_dir`
+        and `local_files_only` are for both."""
         config = kwargs.pop("config", None)
         if config is None and pretrained_model_name_or_path is not None:
             hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         origin = getattr(config, "backbone_origin", None)
+        places = {name: kwargs[name] for name in PLACE_KEYWORDS if kwargs.get(name) is not None}
         adapter_kwargs = {**(kwargs.get("adapter_kwargs") or {})}
+        if origin is not None:
+            of_adapter = {"revision": kwargs["revision"]} if kwargs.get("revision") else {}
+            adapter_kwargs = {**places, **of_adapter, **adapter_kwargs}
         # Where `AutoModel` found an adapter beside the model, or in place of it.
         adapter = adapter_kwargs.pop("_adapter_model_path", pretrained_model_name_or_path if origin else None)
         if adapter is not None:
@@ -41,7 +56,7 @@ class FromBackboneMixin:
                 check_checkpoint(cls, pretrained_model_name_or_path, config, kwargs)
                 kwargs["use_safetensors"] = True
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)  # type: ignore[misc]
-        made = cls.from_origin(config)
+        made = cls.from_origin(config, **places)
         # By way of its state dict, so that what else the call asks for (dtype, device map) is done as ever.
         kwargs = {"config": made.config, "state_dict": made.state_dict(), **kwargs}
         kwargs.pop("adapter_kwargs", None)
@@ -51,14 +66,33 @@ class FromBackboneMixin:
 
     @classmethod
     @torch.no_grad()
-    def from_origin(cls, config: Any) -> Any:
-        """What adapters of a named backbone adapt: made of that backbone anew, by the config saved with them."""
+    def from_origin(cls, config: Any, **places: Any) -> Any:
+        """What adapters of a named backbone adapt: made of that backbone anew, by the config saved with them.
+
+        Args:
+            config: Has the `backbone_origin`.
+            places: `token`, `cache_dir` and `local_files_only`, as in `from_pretrained`.
+
+        Raises:
+            OSError: If the backbone is not at hand; the message says what to do.
+        """
         origin = config.backbone_origin
         config = copy.deepcopy(config)
         config.backbone_origin = None  # with weights of its own, it is a model like any other
         model: Any = cls(config)  # type: ignore[call-arg]
-        weight_files(origin["name_or_path"], config, {})  # whoever made the adapters named it: no pickle
-        backbone = AutoModelForCausalLM.from_pretrained(origin["name_or_path"], dtype="auto", use_safetensors=True)
+        name, hub = origin["name_or_path"], {**places, "revision": origin.get("commit")}
+        try:
+            weight_files(name, config, hub)  # whoever made the adapters named it: no pickle
+            backbone = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True, **hub)
+        except OSError as error:
+            commit = origin.get("commit")
+            at = f" --revision {commit}" if commit else ""
+            raise OSError(
+                f"`backbone_origin` is {name!r}{f' at commit {commit}' if commit else ''}: the backbone of these "
+                f"adapters, and it is not at hand. If it is on the Hub, run `hf download {name}{at}`, with "
+                "`token` if it is gated. If it lies elsewhere, write its folder as `backbone_origin.name_or_path` "
+                f"into the adapters' config.json, and null as the commit. ({error})"
+            ) from error
         copy_weights(model, backbone, origin["encoder_layers"], origin["decoder_layers"])
         model.backbone_origin = origin
         return model
@@ -74,6 +108,10 @@ class FromBackboneMixin:
         unit: str = "sentence",
         preset: str = "default",
         sentence_vae: str | PreTrainedModel | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Wraps a causal language model.
@@ -92,6 +130,9 @@ class FromBackboneMixin:
             sentence_vae: A trained `SentenceVaeModel`, or its name or path. It gives encoder and decoder, the token
                 embeddings that both read, the LM head, and the fields of the config that describe these. `num_latents`
                 may be a multiple of its own.
+            revision, token, cache_dir, local_files_only: Where on the Hub the backbone is, as in `from_pretrained`. Of
+                a backbone that is a model, `revision` says at which it was loaded, by default at the newest known
+                here.
             kwargs: Fields of the config.
 
         Raises:
@@ -104,10 +145,14 @@ class FromBackboneMixin:
             sentence_vae = AutoModel.from_pretrained(sentence_vae)
         if sentence_vae is not None:
             kwargs = {**fields_of_sentence_vae(sentence_vae.config), **kwargs}
-        if not isinstance(backbone, nn.Module):
+        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        if isinstance(backbone, nn.Module):
+            revision = commit_of(getattr(backbone, "name_or_path", ""), revision, **{**hub, "local_files_only": True})
+        else:
+            revision = commit_of(backbone, revision, **hub) or revision
             if tokenizer is None and "boundary_token_ids" not in kwargs:
-                tokenizer = AutoTokenizer.from_pretrained(backbone)
-            backbone = AutoModelForCausalLM.from_pretrained(backbone)
+                tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision, **hub)
+            backbone = AutoModelForCausalLM.from_pretrained(backbone, revision=revision, **hub)
         if not isinstance(backbone, PreTrainedModel) or backbone.get_output_embeddings() is None:
             raise TypeError(f"`backbone` is a {type(backbone).__name__}: it must be a causal language model.")
         if "boundary_token_ids" not in kwargs:
@@ -129,9 +174,24 @@ class FromBackboneMixin:
         for parameter in model.parameters():  # and not what rotary positions are computed from, as `to` would
             parameter.data = parameter.data.to(backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
-        copy_weights(model, backbone, encoder_layers, decoder_layers)
+        not_copied = copy_weights(model, backbone, encoder_layers, decoder_layers)
         if sentence_vae is not None:
             copy_sentence_vae(model, sentence_vae)
-        elif backbone.name_or_path:
-            model.backbone_origin = {"name_or_path": backbone.name_or_path, **given}
+        elif not_copied:
+            logger.warning_once(
+                f"Not copied from the backbone, a {text_config.model_type!r} model of {text_config.num_hidden_layers} "
+                f"layers, and random until they are trained: {'; '.join(not_copied)}."
+            )
+        if sentence_vae is None and backbone.name_or_path:
+            model.backbone_origin = {"name_or_path": backbone.name_or_path, "commit": revision, **given}
         return model.train(backbone.training)
+
+
+def commit_of(name: str | os.PathLike, revision: str | None, **hub: Any) -> str | None:
+    """The commit of a repository on the Hub to which a revision leads; `None` for a folder, or if it is not known."""
+    if not str(name) or os.path.exists(name):
+        return None
+    try:
+        return resolve_revision(str(name), revision=revision, **hub).resolved
+    except Exception:  # of many kinds; loading says better what is wrong
+        return None

@@ -1,11 +1,14 @@
 """What is taken from a backbone, and what is shared with it."""
 
+import copy
+
 import pytest
 import torch
 from models import BACKBONES, BOUNDARIES, COMMON, LLAMA_LIKE, random_ids, tiny_backbone, tiny_sllm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
+from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM, backbone_loading
+from hf_sllm.modeling.backbone_layers import keep_layers
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -121,3 +124,67 @@ def test_a_backbone_in_bfloat16_keeps_its_rotary_positions_exact():
     assert half.dtype == torch.bfloat16
     for (name, exact), buffer in zip(model.named_buffers(), half.buffers(), strict=True):
         assert torch.equal(exact, buffer), name
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What was said of layers that were not copied."""
+    said = []
+    monkeypatch.setattr(backbone_loading.logger, "warning_once", said.append)
+    return said
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_nothing_is_said_where_every_layer_was_copied(name, warnings):
+    tiny_sllm(name)
+    assert warnings == []
+
+
+def test_layers_that_could_not_be_copied_are_named(warnings):
+    gpt2 = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=61)
+    tiny_sllm(sentence_decoder_config=gpt2, decoder_layers=None)
+    assert len(warnings) == 1 and "sentence_decoder: a 'gpt2' model of 2 layers, all of it" in warnings[0]
+    assert "sentence_encoder" not in warnings[0]
+
+
+def test_of_a_layer_that_fits_in_part_the_rest_is_named(warnings):
+    backbone = tiny_backbone()
+    narrow = copy.deepcopy(backbone.config)
+    narrow.num_hidden_layers, narrow.intermediate_size = 1, 40
+    model = SllmForCausalLM.from_backbone(backbone, boundary_token_ids=BOUNDARIES, sentence_encoder_config=narrow)
+    named = {f"sentence_encoder: layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert all(name in warnings[0] for name in named) and warnings[0].count("sentence_encoder") == 3
+    own, given = model.model.sentence_encoder.model.layers[0], backbone.model.layers[0]
+    assert torch.equal(own.self_attn.q_proj.weight, given.self_attn.q_proj.weight)
+
+
+def test_nothing_is_said_of_layers_that_a_sentence_vae_gives(warnings):
+    backbone = tiny_backbone()
+    paper = {"boundary_token_ids": BOUNDARIES, "max_sentence_length": 9, "preset": "paper", "decoder_layers": 1}
+    vae = SentenceVaeModel.from_backbone(backbone, **paper)
+    assert len(warnings) == 1
+    SllmForCausalLM.from_backbone(backbone, sentence_vae=vae, boundary_token_ids=BOUNDARIES)
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        {"model_type": "lfm2", "layer_types": ["conv", "conv", "full_attention"]},
+        {"model_type": "llama4_text", "no_rope_layers": [1, 1, 0], "layer_types": ["full_attention"] * 3},
+        {"model_type": "falcon_h1"},
+        {"model_type": "llama", "lists_of_tomorrow": ["a", "b", "c"]},
+    ],
+)
+def test_every_list_with_an_entry_for_each_layer_follows_the_choice_of_layers(fields):
+    config = AutoConfig.for_model(**{**COMMON, **LLAMA_LIKE, **fields, "eos_token_id": [2, 3, 4]})
+    kept = keep_layers(config, [0, 2])
+    assert kept.num_hidden_layers == 2 and kept.eos_token_id == [2, 3, 4]
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == 3 and name != "eos_token_id":
+            assert getattr(kept, name) == [value[0], value[2]], name
+    for name in ("layer_types", "lists_of_tomorrow"):
+        if getattr(config, name, None):
+            assert getattr(kept, name) == [getattr(config, name)[0], getattr(config, name)[2]]
+    AutoConfig.for_model(**kept.to_dict())  # it is still a config that can be
