@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .backbone_loading import FromBackboneMixin
+from .backbone_rows import RowCaches
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
@@ -28,6 +29,7 @@ from .stream_cache import SllmCache
 from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, tail_of_prefill, take
 from .token_losses import LMHead, aligned_targets, stop_loss
 from .token_shortlist import bag_of_words_loss
+from .validation_backbone import check_window
 from .validation_inputs import (
     check_cache,
     check_inputs,
@@ -184,8 +186,13 @@ class SllmModel(SllmPreTrainedModel):
         """
         mask = position_ids >= 0 if cache is None else cache.append_sentences(position_ids)
         check_length(position_ids, self.config.text_config, "text_config")
+        inputs_embeds = inputs_embeds.to(self.get_input_embeddings().weight.dtype)
+        if cache is not None:
+            if isinstance(cache.language_model, RowCaches):
+                return cache.language_model.read(self.language_model, inputs_embeds, position_ids)
+            check_window(cache.entry_sentence, self.config.text_config)
         return self.language_model(
-            inputs_embeds=inputs_embeds.to(self.get_input_embeddings().weight.dtype),
+            inputs_embeds=inputs_embeds,
             attention_mask=mask.long(),
             position_ids=position_ids.clamp(min=0),
             past_key_values=None if cache is None else cache.language_model,

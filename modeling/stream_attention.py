@@ -18,6 +18,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .stream_layout import Stream
+from .transformers_private import attention_implementation
 
 # A shared row takes in as many pieces of the longest kind; at most one more begins in it, so a fifth of it is padding.
 PIECES_PER_ROW = 4
@@ -62,7 +63,7 @@ def run_stream(
         key: With a cache, the positions in it, of which the newest are these; `(rows, K)`.
         latents: What the model cross-attends to, `(rows, L, width)`, and the sentence that each is of, `(rows, L)`.
     """
-    if model.config._attn_implementation == "flex_attention" and key is None and latents is None:
+    if attention_implementation(model.config) == "flex_attention" and key is None and latents is None:
         # On a CPU, torch 2.13 does not compile the kernel for a block mask of several rows: they lie end to end.
         output = model(
             inputs_embeds=inputs_embeds.flatten(0, 1)[None],
@@ -113,7 +114,7 @@ def run_packed(
         packed: One row, or several. By default one where the attention kernel profits from it.
         latents: What each piece cross-attends to, `(S, num_latents, width)`.
     """
-    implementation = model.config._attn_implementation or "eager"
+    implementation = attention_implementation(model.config)
     packs_flash = "flash" in implementation and latents is None
     lengths = torch.bincount(piece)
     one_row = (packs_flash or implementation == "flex_attention") if packed is None else packed
@@ -198,8 +199,8 @@ def flex_mask(stream: Stream, causal: bool, context_length: int) -> Any:
 def mask_tensor(model: nn.Module, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`(R, Q, K)` bool as the 4D mask of the model's attention: bool for sdpa, additive for eager."""
     allowed = allowed[:, None]
-    if model.config._attn_implementation != "eager":
-        let_sdpa_take_tensors(model.config._attn_implementation)
+    if attention_implementation(model.config) != "eager":
+        let_sdpa_take_tensors(attention_implementation(model.config))
         return allowed
     if torch.is_autocast_enabled(allowed.device.type):
         dtype = torch.float32

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from .backbone_rows import RowCaches, backbone_cache
 from .stream_layout import Stream
 
 
@@ -19,13 +20,13 @@ class SllmCache(Cache):
     """
     Args:
         config (`SllmConfig`): The model's config.
-        language_model (`Cache`, *optional*): The backbone's cache, by default a `DynamicCache`.
+        language_model (`Cache`, *optional*): The backbone's cache, see `backbone_cache`.
     """
 
     def __init__(self, config: PreTrainedConfig, language_model: Cache | None = None):
         super().__init__(layers=[])
         self.config = config
-        self.language_model = DynamicCache(config=config.text_config) if language_model is None else language_model
+        self.language_model = backbone_cache(config.text_config, language_model)
         self.decoder = DynamicCache()
         self.must_replay = False
         self._forget()
@@ -254,7 +255,8 @@ class SllmCache(Cache):
         present = (self.slots.index >= first[:, None]).sum(1)
         lost_latents = crosses_sentence and self.open_latents is not None
         lost_slots = bool((present < self.num_positions - first).any())
-        self.must_replay = self.must_replay or lost_latents or lost_slots
+        lost_sentences = crosses_sentence and isinstance(self.language_model, RowCaches)
+        self.must_replay = self.must_replay or lost_latents or lost_slots or lost_sentences
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._map_rows(lambda values: values.index_select(0, beam_idx.to(values.device)), "reorder_cache", beam_idx)
