@@ -51,16 +51,22 @@ def check_part(config: PreTrainedConfig, name: str) -> None:
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Refuses a backbone that cannot be fed embeddings, or that has no cache as other models have it.
+    """Refuses a backbone that sees later positions, cannot be fed embeddings, or has no cache as other models have it.
 
     Raises:
-        ValueError: Names the architecture, what it lacks and the remedy.
+        ValueError: Names the architecture, what is wrong with it and the remedy.
     """
     missing = missing_arguments(config, ("inputs_embeds", "past_key_values"))
+    field = field_that_lets_look_ahead(config)
     if missing:
         raise ValueError(
             f"`text_config` is a {config.model_type!r} model, and takes no `{missing[0]}`: the backbone reads latents "
             "as `inputs_embeds`, and keeps what it read in `past_key_values`. Wrap another architecture."
+        )
+    if field is not None:
+        raise ValueError(
+            f"`text_config.{field}` is {getattr(config, field)!r} in a {config.model_type!r} model: it would see "
+            "sentences that come later. Set it so that the model is a causal decoder, or wrap another architecture."
         )
 
 
@@ -114,6 +120,17 @@ def layer_kinds(config: PreTrainedConfig) -> set[str]:
         return set(kinds) - {"moe", "mlp"}  # which mix nothing
     has_window = getattr(config, "sliding_window", None) is not None
     return {"sliding_attention" if has_window else "full_attention"}
+
+
+def field_that_lets_look_ahead(config: PreTrainedConfig) -> str | None:
+    """The field of a config by which its model is no causal decoder; `None` if it is one."""
+    causal = {"is_encoder_decoder": False, "is_decoder": True, "is_causal": True}
+    for field, value in causal.items():
+        if bool(getattr(config, field, value)) != value:
+            return field
+    # "vision" is about pictures alone.
+    looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    return "use_bidirectional_attention" if looks_ahead else None
 
 
 def missing_arguments(config: PreTrainedConfig, names: tuple[str, ...]) -> list[str]:

@@ -152,6 +152,21 @@ def test_a_backbone_without_a_cache_like_others_is_refused(name):
         SllmConfig(**{**parts, "sentence_decoder_config": config}, text_config=llama())
 
 
+@pytest.mark.parametrize(
+    "fields, field",
+    [
+        ({"model_type": "bert", **FEW_SIZES}, "is_decoder"),
+        ({"model_type": "bart", **COMMON, "d_model": 32}, "is_encoder_decoder"),
+        ({"model_type": "gemma3_text", **SIZES, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "llama", **SIZES, "is_causal": False}, "is_causal"),
+    ],
+)
+def test_a_backbone_that_sees_later_positions_is_refused(fields, field):
+    parts = {"sentence_encoder_config": llama(), "sentence_decoder_config": llama()}
+    with pytest.raises(ValueError, match=f"`text_config.{field}` is .* a '{fields['model_type']}' model"):
+        SllmConfig(text_config=config_of(fields), **parts)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", BACKBONES)
 def test_no_position_sees_a_later_token(name):
