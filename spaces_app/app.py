@@ -12,7 +12,6 @@ import functools
 import inspect
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from html import escape
@@ -40,10 +39,6 @@ AT_ONCE, WAITING = 20, 200
 
 # Seconds between two pictures of a text that is being written; a sentence is shown at once.
 REFRESH = 0.15
-
-# One step of one model at a time: attention masks are set on a model while it runs, and two steps at once would only
-# share the same cores. It is held for a sentence at most, so requests take turns.
-LOCK = threading.Lock()
 
 # How often each browser has pressed Stop. The text that is being written looks here and says itself that it was
 # stopped: were it cancelled from outside, a picture of it still under way could come after that word.
@@ -126,7 +121,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
     model, tokenizer = sllm
     other, other_tokenizer = baseline or sllm
     # The first run of a model is slow, and nobody's text should be counted slow for it.
-    for _ in race([Writer(*sllm, "", Settings(), True), Writer(other, other_tokenizer, "", Settings(), False)], LOCK):
+    for _ in race([Writer(*sllm, "", Settings(), True), Writer(other, other_tokenizer, "", Settings(), False)]):
         pass
 
     @told
@@ -141,7 +136,7 @@ def write_page(sllm: tuple, baseline: tuple | None) -> tuple[gr.Textbox, gr.Text
             Writer(other, other_tokenizer, prompt, settings, by_sentence=False),
         ]
         shown = 0.0
-        for writer in race(writers, LOCK):
+        for writer in race(writers):
             if writer.by_sentence or time.monotonic() - shown > REFRESH:
                 shown = time.monotonic()
                 yield writers[0].text, writers[1].text, figures(writers, "Writing …")
@@ -238,8 +233,7 @@ def inside_page(sllm: tuple, written: gr.Textbox, prompt: gr.Textbox, look: gr.B
 
     @told
     def look_inside(text: str, given: str = "") -> tuple[str, str, str]:
-        with LOCK:
-            return inside.look_inside(*sllm, check(text), given or "")
+        return inside.look_inside(*sllm, check(text), given or "")
 
     text = gr.Textbox(
         "Tom had a red ball. He loved it. One day the ball was gone. Tom was sad. Then a dog came with the ball.",
@@ -274,13 +268,11 @@ def reconstruct_page(vae: tuple) -> None:
 
     @told
     def write_back(text: str, noise: float, seed: int | None) -> list[tuple[str, str]]:
-        with LOCK:
-            return reconstruct.write_back(*vae, check(text), noise, int(seed or 0))
+        return reconstruct.write_back(*vae, check(text), noise, int(seed or 0))
 
     @told
     def between(first: str, last: str, steps: int) -> list[tuple[str, str]]:
-        with LOCK:
-            return reconstruct.between(*vae, check(first), check(last), int(steps))
+        return reconstruct.between(*vae, check(first), check(last), int(steps))
 
     table = {"wrap": True, "interactive": False}
     # One below the other on a phone.
