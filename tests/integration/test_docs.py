@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 
 def test_the_site_builds_without_a_warning(tmp_path):
     for package in ("mkdocs", "mkdocstrings_handlers.python", "material"):
-        pytest.importorskip(package, reason='the site needs: pip install --group docs')
+        pytest.importorskip(package, reason="the site needs: pip install --group docs")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
