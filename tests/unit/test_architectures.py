@@ -207,11 +207,13 @@ def test_what_was_cut_off_the_cache_is_forgotten_and_rows_can_change_places(name
     model = wrapped(name)
     token_ids = random_ids(2, 30)
     expected = model(token_ids).logits
-    other = torch.cat([token_ids[:, :18], random_ids(2, 12, seed=3)], 1)
-    cache = model(other, use_cache=True).past_key_values
-    cache.crop(-12)
-    rest = model(token_ids[:, 18:], past_key_values=cache, use_cache=True).logits
-    torch.testing.assert_close(rest, expected[:, 18:], rtol=1e-3, atol=1e-3)
+    for removed in range(1, 13):
+        kept = 30 - removed
+        other = torch.cat([token_ids[:, :kept], random_ids(2, removed, seed=3)], 1)
+        cache = model(other, use_cache=True).past_key_values
+        cache.crop(-removed)
+        rest = model(token_ids[:, kept:], past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(rest, expected[:, kept:], rtol=1e-3, atol=1e-3)
 
     cache = model(token_ids[:, :18], use_cache=True).past_key_values
     cache.reorder_cache(torch.tensor([1, 0]))
