@@ -147,5 +147,8 @@ def model_class(config: PreTrainedConfig) -> Any:
     """
     found = MODEL_MAPPING.get(type(config), None)
     if found is None:
-        raise ValueError(f"`AutoModel` knows no model for a {config.model_type!r} config: it cannot be a part.")
+        raise ValueError(
+            f"`AutoModel` has no model for a {config.model_type!r} config: if you have its class, call "
+            "`AutoModel.register` with both."
+        )
     return found[0] if isinstance(found, list | tuple) else found
