@@ -28,8 +28,9 @@ class SentenceVaeConfig(PreTrainedConfig):
         decoder_context_length (`int`): How many positions back the decoder sees beyond the sentence; 0 in the paper.
         conditioning (`"prefix" | "cross_attention"`): How the decoder reads a latent: as vectors before the sentence,
             or by cross-attention as in the paper (the decoder's architecture must then have `add_cross_attention`).
-        pooling (`"queries" | "sum"`): A latent is the encoder's state at a learned query before the sentence, or, as
-            in the paper, the normalised sum of the token states, with one latent.
+        pooling (`"queries" | "parts" | "sum"`): A latent is the encoder's state at a learned query before the
+            sentence, or the mean of one of `num_latents` equal parts of the sentence, or, as in the paper, the
+            normalised sum of the token states, with one latent.
         stop_head (`bool`): Also predict from each token's state whether it closes the sentence, as in the paper.
         focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
         stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
@@ -63,7 +64,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     min_clause_length: int = positive_int_field(default=8)
     decoder_context_length: int = interval(min=0)(default=0)
     conditioning: Literal["prefix", "cross_attention"] = "prefix"
-    pooling: Literal["queries", "sum"] = "queries"
+    pooling: Literal["queries", "parts", "sum"] = "queries"
     stop_head: bool = False
     focal_gamma: float = interval(min=0.0)(default=0.0)
     stop_weight: float = interval(min=0.0)(default=1.0)

@@ -6,7 +6,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import interval
 
 from .configuration_sentence_vae import SentenceVaeConfig
-from .validation_config import value_errors
+from .validation_config import check_memory, value_errors
 
 
 @value_errors
@@ -17,6 +17,9 @@ class SllmConfig(SentenceVaeConfig):
 
     Args:
         text_config (`dict | PreTrainedConfig`): The backbone's config, any causal language model's.
+        memory (`dict`, *optional*): `num_layers`, 1 by default, and `num_heads`, by default the decoder's: the layers
+            by which tokens read the latents of all sentences before their own, see `LatentMemory`. Without a memory,
+            what lies before the decoder's context reaches them through the predicted latents alone.
         decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
         bag_of_words_weight (`float`): Weight in training of telling, as a sentence begins, which tokens it will hold.
@@ -42,10 +45,21 @@ class SllmConfig(SentenceVaeConfig):
     base_model_fsdp_plan = None
 
     text_config: dict | PreTrainedConfig | None = None
+    memory: dict | None = None
     decoder_context_length: int = interval(min=0)(default=64)
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
     bag_of_words_weight: float = interval(min=0.0)(default=0.0)
     next_latent_weight: float = interval(min=0.0)(default=0.0)
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.memory is not None:
+            heads = getattr(self.sentence_decoder_config, "num_attention_heads", None) or 1
+            self.memory = {"num_layers": 1, "num_heads": heads, **self.memory}
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        check_memory(self.memory, self.text_config.hidden_size)
 
     @property
     def token_config(self) -> PreTrainedConfig:

@@ -163,7 +163,7 @@ class _SideBySide:
     def __init__(self, model: Any, cache: SllmCache, latents: torch.Tensor):
         self.model, self.decoder, self.config = model, model.model.sentence_decoder, model.config
         self.latents = latents
-        self.first_state = cache.last_state
+        self.first_state, self.written = cache.last_state, cache.written
         device, others = latents.device, torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         # Where each row's next token stands. Before the others is their prefix, at position 0, as in `decode_latents`.
         self.index = torch.cat([cache.num_positions, others + self.config.prefix_length])
@@ -199,7 +199,9 @@ class _SideBySide:
         stream = Stream(self.sentence[:, None].expand_as(index), index, position_ids, torch.zeros_like(index))
         check_length(position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
         states, _ = self.decoder.run(embeds, stream, self.config.decoder_context_length, self.cache, self.attended)
-        return self.decoder.output_projection(states[:, -1])
+        states = self.decoder.output_projection(states[:, -1:])
+        own = self.model.model.read_memory(states[:1], self.sentence[:1, None], self.written)
+        return torch.cat([own, states[1:]]).squeeze(1)
 
 
 def _decoder_rows(cache: SllmCache, count: int) -> SllmCache:

@@ -247,8 +247,7 @@ class SllmGenerationMixin(GenerationMixin):
             streamer.end()
         if not generation_config.return_dict_in_generate:
             return written.ids
-        if cache.open_latents is not None:
-            cache.open_latents = cache.open_latents.clone()  # who reads on with gradients differentiates these
+        cache.leave_inference_mode()
         return GenerateDecoderOnlyOutput(
             sequences=written.ids,
             scores=tuple(scores) if keep_scores else None,

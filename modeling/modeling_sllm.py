@@ -20,6 +20,7 @@ from .backbone_loading import FromBackboneMixin
 from .backbone_rows import RowCaches
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
+from .latent_memory import LatentMemory, MemoryLayer, init_memory_layer
 from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
 from .modeling_sentence_vae import SentenceVaePreTrainedModel, adjust_logits, unit_linear
 from .sentence_decoder import SentenceDecoder, closed_reconstruction
@@ -41,6 +42,10 @@ from .validation_inputs import (
     check_unknown,
     warn_of_attentions,
 )
+
+# What is in a memory, `(batch, entries, num_latents, num_layers, 2 * width)`, and the sentence of each entry, `(batch,
+# entries)`: 0 for the start, j for the j-th sentence, -1 for none.
+Written = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -96,10 +101,15 @@ class SllmPreTrainedModel(SentenceVaePreTrainedModel):
         super()._init_weights(module)
         if getattr(self, "shortlist_head", None) is module:  # what comes first is a good guess at what comes
             init.eye_(module.weight)
+        if isinstance(module, MemoryLayer):
+            init_memory_layer(module)
         if isinstance(module, NextLatentHead):
             init.zeros_(module[-1].weight)
         if isinstance(module, SllmModel):
             unit_linear(module.latent_output)
+            if self.config.decoder_context_length > 0:
+                # The last position of a prefix begins as the token before, from which a language model would go on.
+                init.zeros_(module.latent_output.weight[-self.config.latent_size :])
             unit_linear(module.latent_input, getattr(self.config.text_config, "initializer_range", 0.02))
             init.normal_(module.start_latents.weight, mean=0.0, std=1.0)
 
@@ -119,6 +129,7 @@ class SllmModel(SllmPreTrainedModel):
         self.start_latents = nn.Embedding(1, size)
         self.latent_input = nn.Linear(size, width)
         self.latent_output = nn.Linear(width, size)
+        self.memory = None if config.memory is None else LatentMemory(config, width)
         self.segmenter = SentenceSegmenter(config)
         self.post_init()
 
@@ -166,8 +177,8 @@ class SllmModel(SllmPreTrainedModel):
             `(batch, sentences + begins, num_latents, latent_size)`: position j is the prediction of sentence j if the
             texts begin here, else of the sentence after the j-th given.
         """
-        states = self._run_backbone(latents, sentence_mask, cache, begins)[1]
-        return self.latents_from(states)
+        latents, position_ids = self._after_start(latents, sentence_mask, cache, begins)
+        return self.latents_from(self._run_backbone(latents, position_ids, cache)[1])
 
     def latents_from(self, states: torch.Tensor) -> torch.Tensor:
         """The latents `(…, num_latents, latent_size)` that the backbone's states `(…, width)` predict."""
@@ -199,22 +210,28 @@ class SllmModel(SllmPreTrainedModel):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def _run_backbone(
+    def _after_start(
         self, latents: torch.Tensor, sentence_mask: torch.Tensor | None, cache: SllmCache | None, begins: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the backbone reads of latents, and its states, both `(batch, sentences + begins, width)`."""
+        """The latents `(batch, sentences + begins, num_latents, latent_size)`, after the start's where texts begin,
+        and their `position_ids`, see `read_sentences`."""
         if sentence_mask is None:
             sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        latents = latents.flatten(2)
         if begins:
-            start = all_rows(self.start_latents, latents.device).to(latents)[None].expand(len(latents), -1, -1)
-            latents = torch.cat([start, latents], 1)
+            start = all_rows(self.start_latents, latents.device).to(latents).view(1, 1, *latents.shape[2:])
+            latents = torch.cat([start.expand(len(latents), -1, -1, -1), latents], 1)
             sentence_mask = F.pad(sentence_mask, (1, 0), value=True)
         position_ids = sentence_mask.long().cumsum(1) - 1
         if cache is not None and not begins:
             position_ids = position_ids + cache.num_sentences[:, None] + 1
-        position_ids = position_ids.masked_fill(~sentence_mask, -1)
-        embeds = self.latent_input(latents.to(self.latent_input.weight.dtype))
+        return latents, position_ids.masked_fill(~sentence_mask, -1)
+
+    def _run_backbone(
+        self, latents: torch.Tensor, position_ids: torch.Tensor, cache: SllmCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the backbone reads of latents `(batch, sentences, num_latents, latent_size)`, and its states; both
+        `(batch, sentences, width)`."""
+        embeds = self.latent_input(latents.flatten(2).to(self.latent_input.weight.dtype))
         states = self.read_sentences(embeds, position_ids, cache)
         if cache is not None:
             cache.keep_sentence_state(states, position_ids)
@@ -300,7 +317,7 @@ class SllmModel(SllmPreTrainedModel):
         in_parts = cache is not None and not torch.is_grad_enabled()
         mean, log_variance = self._encode(embed, layout, in_parts)
         latents = sample_latents(config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
-        predicted, next_latents = self._predict(latents, layout, cache)
+        predicted, written, next_latents = self._predict(latents, layout, cache)
 
         positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
         token_index, first_exact = layout.token_index, None
@@ -314,7 +331,7 @@ class SllmModel(SllmPreTrainedModel):
             positions = positions.from_slot(start)
             token_index = token_index[positions.tokens_used()]
         embeds = embed(token_index)
-        output = self._decode(predicted, embeds, positions, mask, cache, kept, layers)
+        output = self._decode(predicted, written, embeds, positions, mask, cache, kept, layers)
         if cache is not None:
             cache.append_tokens(input_ids, mask, closes)
             if first_exact is not None:
@@ -338,14 +355,14 @@ class SllmModel(SllmPreTrainedModel):
         if layout.sentence_closed.any():
             mean, log_variance = self._encode(partial(embed_tokens, table, whole_ids, None), layout)
             latents = sample_latents(self.config, mean, log_variance, self.training)
-            predicted, _ = self._predict(latents, layout, cache)
+            predicted, written, _ = self._predict(latents, layout, cache)
         else:
             size = (self.config.num_latents, self.config.latent_size)
-            predicted = torch.zeros(len(mask), 0, *size, device=mask.device)
+            predicted, written = torch.zeros(len(mask), 0, *size, device=mask.device), cache.written
 
         restart = self.config.decoder_context_length == 0
         positions = lay_out(mask, closes, self.config.prefix_length, restart, past=cache)
-        output = self._decode(predicted, table(input_ids[mask]), positions, mask, cache, kept, layers)
+        output = self._decode(predicted, written, table(input_ids[mask]), positions, mask, cache, kept, layers)
         cache.append_tokens(input_ids, mask, closes)
         return output
 
@@ -374,6 +391,7 @@ class SllmModel(SllmPreTrainedModel):
         )
         check_length(stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
         states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), stream, cache)
+        states = self.read_memory(states, stream.sentence, cache.written)
         states = torch.where(mask[..., None], states, cache.last_state[:, None])
         cache.append_open(input_ids, mask)
         cache.last_state = states[:, -1]
@@ -397,25 +415,41 @@ class SllmModel(SllmPreTrainedModel):
 
     def _predict(
         self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """What the backbone makes of the latents `(C, num_latents, latent_size)` of the closed sentences.
+    ) -> tuple[torch.Tensor, Written | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What becomes of the latents `(C, num_latents, latent_size)` of the closed sentences.
 
         Returns:
-            The predicted latents `(batch, J, num_latents, latent_size)` of the sentences that begin in each row: where
-            texts begin the first one and those after a closed sentence, else the latter. And the `next_latents` of
-            `SllmModelOutput`.
+            The latents `(batch, J, num_latents, latent_size)` that the backbone predicts of the sentences that begin
+            in each row: where texts begin the first one and those after a closed sentence, else the latter. What is in
+            the memory, see `read_memory`. And the `next_latents` of `SllmModelOutput`.
         """
         begins = cache is None or cache.is_empty
         padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
-        embeds, states = self._run_backbone(padded, sentence_mask, cache, begins)
+        padded, position_ids = self._after_start(padded, sentence_mask, cache, begins)
+        embeds, states = self._run_backbone(padded, position_ids, cache)
+        written = None
+        if self.memory is not None:
+            written = self.memory.write(padded), position_ids
+            if cache is not None:
+                written = cache.append_memory(written[0])
         next_latents = None
         if begins and self.config.next_latent_weight > 0:
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
-        return self.latents_from(states), next_latents
+        return self.latents_from(states), written, next_latents
+
+    def read_memory(self, states: torch.Tensor, sentence: torch.Tensor, written: Written | None) -> torch.Tensor:
+        """The states `(batch, Q, width)` of sentences `(batch, Q)`, with what they read of those before; as they are
+        if the model has no memory.
+
+        Args:
+            written: What is in the memory, see `LatentMemory`, and which sentence each entry is of.
+        """
+        return states if self.memory is None else self.memory(states, sentence, *written)
 
     def _decode(
         self,
         predicted: torch.Tensor,
+        written: Written | None,
         token_embeds: torch.Tensor,
         positions: DecoderPositions,
         mask: torch.Tensor,
@@ -429,7 +463,9 @@ class SllmModel(SllmPreTrainedModel):
             predicted, token_embeds, positions, cache=cache, output_hidden_states=layers
         )
         output_slot = positions.output_slot[:, -kept:]
-        last_hidden_state = take(states, output_slot.clamp(min=0))  # (batch, kept, width)
+        place = output_slot.clamp(min=0)
+        last_hidden_state = take(states, place)  # (batch, kept, width)
+        last_hidden_state = self.read_memory(last_hidden_state, positions.stream.sentence.gather(1, place), written)
         if cache is not None:
             if not cache.is_empty:  # before a row's first new token stands what follows the last one it had
                 last_hidden_state = torch.where(
@@ -440,9 +476,8 @@ class SllmModel(SllmPreTrainedModel):
         if self.config.stop_head:
             token_states = take(states, positions.token_slot[:, -kept:].clamp(min=0)) * mask[:, -kept:, None]
         if hidden_states is not None:
-            hidden_states = tuple(
-                None if layer is None else take(layer, output_slot.clamp(min=0)) for layer in hidden_states
-            )
+            layers = [None if layer is None else take(layer, place) for layer in hidden_states]
+            hidden_states = (*layers[:-1], None if layers[-1] is None else last_hidden_state)
         return SllmModelOutput(
             last_hidden_state=last_hidden_state,
             past_key_values=cache,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel
 
 from .configuration_sentence_vae import SentenceVaeConfig
@@ -32,6 +33,8 @@ class SentenceEncoder(nn.Module):
         self.embed_projection = project(token_width, width)
         if config.pooling == "sum":
             self.latent_norm = nn.LayerNorm(width)
+        elif config.pooling == "parts":
+            self.state_gate = nn.Parameter(torch.zeros(width))
         else:
             self.latent_queries = nn.Embedding(config.num_latents, width)
         # With a KL term a latent is a Gaussian: mean and log-variance.
@@ -47,9 +50,8 @@ class SentenceEncoder(nn.Module):
             Mean of the latents, `(S, num_latents, latent_size)`, and their log-variance if the config has a KL term.
         """
         token_embeds = self.embed_projection(token_embeds)
-        pooled = (
-            self._sum(token_embeds, sentence) if self.config.pooling == "sum" else self._query(token_embeds, sentence)
-        )
+        pool = {"sum": self._sum, "parts": self._parts, "queries": self._query}[self.config.pooling]
+        pooled = pool(token_embeds, sentence)  # (S, num_latents, width)
         mean, *log_variance = self.latent_head(pooled).split(self.config.latent_size, dim=-1)
         return mean, (log_variance[0] if log_variance else None)
 
@@ -72,6 +74,18 @@ class SentenceEncoder(nn.Module):
         states = self._run(token_embeds, sentence)
         total = states.new_zeros(int(sentence[-1]) + 1, states.shape[-1]).index_add(0, sentence, states)
         return self.latent_norm(total)[:, None]
+
+    def _parts(self, token_embeds: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
+        """The means of equal parts of each sentence, `(S, num_latents, width)`, zero where it has fewer tokens than
+        parts. What is averaged are the embeddings, to which the states are added: a mean says from the first step on
+        which words there were, and the transformer learns to say more."""
+        count, sizes = self.config.num_latents, torch.bincount(sentence)
+        offset = torch.arange(len(sentence), device=sentence.device) - (sizes.cumsum(0) - sizes)[sentence]
+        part = sentence * count + offset * count // sizes[sentence]
+        width = token_embeds.shape[-1:]
+        states = F.rms_norm(token_embeds, width) + self.state_gate * self._run(token_embeds, sentence)
+        total = states.new_zeros(len(sizes) * count, *width).index_add(0, part, states)
+        return F.rms_norm(total, width).view(len(sizes), count, *width)  # a sum is a mean up to its length
 
     def _run(self, inputs_embeds: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
         sizes = torch.bincount(piece)

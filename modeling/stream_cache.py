@@ -43,6 +43,7 @@ class SllmCache(Cache):
     slots: Stream  # of (batch, entries of the decoder's cache); index -1 is a hole
     open_latents: torch.Tensor  # (batch, num_latents, width) what the open sentence cross-attends to
     last_state: torch.Tensor  # (batch, width) from which the next token is predicted
+    memory: torch.Tensor  # (batch, entries of the backbone's cache, num_latents, …) what `LatentMemory` keeps of each
     sentence_state: torch.Tensor  # (batch, width) of the backbone, from which the open sentence is predicted
     slots_wanted: int  # the decoder's cache is trimmed when it has twice as many slots
 
@@ -51,6 +52,7 @@ class SllmCache(Cache):
         self.open_ids = self.open_length = None
         self.num_tokens = self.num_sentences = None
         self.entry_sentence = self.slots = self.open_latents = self.last_state = self.sentence_state = None
+        self.memory = None
         self.slots_wanted = 0
 
     @property
@@ -99,6 +101,22 @@ class SllmCache(Cache):
             )
         self.language_model.crop(-count)
         self.entry_sentence = self.entry_sentence[:, :-count]
+
+    @property
+    def written(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is in the memory, and the sentence that each entry is of."""
+        return self.memory, self.entry_sentence
+
+    def append_memory(self, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in what is kept of the newest entries of the backbone's cache; returns all that is `written`."""
+        self.memory = written if self.memory is None else torch.cat([self.memory, written], 1)
+        return self.written
+
+    def leave_inference_mode(self) -> None:
+        """Makes ordinary tensors of what those who read on with gradients differentiate."""
+        for name in ("open_latents", "memory"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).clone())
 
     def append_slots(self, stream: Stream) -> Stream:
         """Announces new entries of the decoder's cache, `(batch, new)`; returns all of them."""
@@ -249,6 +267,7 @@ class SllmCache(Cache):
         if holes and self.language_model.is_croppable:
             self.language_model.crop(-holes)
             self.entry_sentence = self.entry_sentence[:, :-holes]
+            self.memory = None if self.memory is None else self.memory[:, :-holes]
 
         self._keep_slots((self.slots.index >= 0) & (self.slots.index < self.num_positions[:, None]))
         first = self.first_needed()

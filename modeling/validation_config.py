@@ -71,3 +71,17 @@ def check_auto_map(auto_map: dict) -> None:
                 f"`auto_map` of config.json has {auto_class} = {place!r}: only code beside the weights is run. "
                 "Take the repository's name out if you trust it, and put the file there."
             )
+
+
+def check_memory(memory: dict | None, width: int) -> None:
+    """Refuses a memory of another kind than `LatentMemory` is, whose heads share `width` equally."""
+    if memory is None:
+        return
+    unknown = sorted(set(memory) - {"num_layers", "num_heads"})
+    if unknown:
+        raise ValueError(f"`memory` has {', '.join(unknown)}: it has `num_layers` and `num_heads`, both numbers.")
+    for name, value in memory.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`memory.{name}` is {value!r}: it must be a whole number of at least 1.")
+    if width % memory["num_heads"]:
+        raise ValueError(f"`memory.num_heads` is {memory['num_heads']}: it must divide the model's width, {width}.")

@@ -65,6 +65,7 @@ OPTIONS = {
     "clauses": {"clause_token_ids": [11, 12, 13, 14, 15, 16, 17, 18], "min_clause_length": 3},
     "stop_head": {"stop_head": True},
     "kl": {"kl_weight": 0.1},
+    "memory": {"memory": {"num_layers": 2}, "num_latents": 3, "pooling": "parts", "decoder_context_length": 3},
 }
 
 
@@ -87,6 +88,10 @@ def tiny_sllm(name: str = "llama", seed: int = 0, **options) -> SllmForCausalLM:
     # What the backbone makes of the sentences must matter to what is written.
     for linear in (model.model.latent_input, model.model.latent_output, model.model.sentence_decoder.latent_prefix):
         linear.weight.data.normal_(std=0.3)
+    # What begins at zero must matter as well.
+    for name, parameter in model.named_parameters():
+        if name.endswith(("read_output.weight", "mlp_output.weight", "state_gate")):
+            parameter.data.normal_(std=0.1)
     return model.eval()
 
 

@@ -79,7 +79,7 @@ def test_a_batch_that_closes_no_sentence_has_a_loss_of_zero(model):
 
 
 GREEDY = {"do_sample": False, "max_sentences": math.inf, "max_new_tokens": 45, "pad_token_id": 0}
-OPTIONS = ["default", "sentence_alone", "short_context", "one_latent", "clauses", "gpt2", "gemma3", "paper"]
+OPTIONS = ["default", "sentence_alone", "short_context", "one_latent", "clauses", "memory", "gpt2", "gemma3", "paper"]
 
 
 def looking_ahead(option):
