@@ -6,6 +6,7 @@ would mix the sentences, and say nothing. The backbone reads one causal sequence
 """
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -124,10 +125,14 @@ def layer_kinds(config: PreTrainedConfig) -> set[str]:
 
 def field_that_lets_look_ahead(config: PreTrainedConfig) -> str | None:
     """The field of a config by which its model is no causal decoder; `None` if it is one."""
-    causal = {"is_encoder_decoder": False, "is_decoder": True, "is_causal": True}
-    for field, value in causal.items():
-        if bool(getattr(config, field, value)) != value:
-            return field
+    if getattr(config, "is_encoder_decoder", False):
+        return "is_encoder_decoder"
+    if not getattr(config, "is_causal", True):
+        return "is_causal"
+    # Some models that are always causal have a field `is_decoder` too, which is False, and do not make other masks.
+    makes_both_masks = hasattr(sys.modules[model_class(config).__module__], "create_bidirectional_mask")
+    if makes_both_masks and not getattr(config, "is_decoder", True):
+        return "is_decoder"
     # "vision" is about pictures alone.
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     return "use_bidirectional_attention" if looks_ahead else None

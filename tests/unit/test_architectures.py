@@ -34,6 +34,8 @@ WHOLE = {
     },
     "qwen3_moe": {"model_type": "qwen3_moe", **SIZES, **EXPERTS},
     "lfm2_without_convolutions": {"model_type": "lfm2", **SIZES, "layer_types": ["full_attention"] * 2},
+    "gpt_neox": {"model_type": "gpt_neox", **SIZES},  # with an `is_decoder` that is False
+    "bert_as_decoder": {"model_type": "bert", **SIZES, "is_decoder": True},
     "gptj": {"model_type": "gptj", **GPT_SIZES, "rotary_dim": 4},
     "falcon": {"model_type": "falcon", **FEW_SIZES, "alibi": False},
 }
