@@ -59,11 +59,6 @@ class MemoryLayer(nn.Module):
     def __init__(self, width: int, latent_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.state_norm, self.latent_norm, self.mlp_norm = (
-            nn.RMSNorm(width),
-            nn.RMSNorm(latent_size),
-            nn.RMSNorm(width),
-        )
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(latent_size, 2 * width, bias=False)
         self.read_output = nn.Linear(width, width, bias=False)
@@ -72,7 +67,7 @@ class MemoryLayer(nn.Module):
 
     def write(self, latents: torch.Tensor) -> torch.Tensor:
         """Keys and values `(…, 2 * width)` of latents `(…, latent_size)`."""
-        return self.key_value(self.latent_norm(latents))
+        return self.key_value(normalised(latents))
 
     def forward(self, states: torch.Tensor, memory: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """
@@ -81,15 +76,20 @@ class MemoryLayer(nn.Module):
             memory: `(batch, M, 2 * width)`.
             visible: `(batch, Q, M)`; each state sees at least one entry.
         """
-        query = self._heads(self.query(self.state_norm(states)))  # (batch, heads, Q, size)
+        query = self._heads(self.query(normalised(states)))  # (batch, heads, Q, size)
         key, value = (self._heads(part) for part in memory.chunk(2, -1))
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
         states = states + self.read_output(read.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.mlp_norm(states)).chunk(2, -1)
+        gate, up = self.gate_up(normalised(states)).chunk(2, -1)
         return states + self.mlp_output(F.silu(gate) * up)
 
     def _heads(self, values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def normalised(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors of unit mean square. The linear map that reads them has the scales that a norm would learn."""
+    return F.rms_norm(vectors, vectors.shape[-1:])
 
 
 @torch.no_grad()

@@ -476,8 +476,8 @@ class SllmModel(SllmPreTrainedModel):
         if self.config.stop_head:
             token_states = take(states, positions.token_slot[:, -kept:].clamp(min=0)) * mask[:, -kept:, None]
         if hidden_states is not None:
-            layers = [None if layer is None else take(layer, place) for layer in hidden_states]
-            hidden_states = (*layers[:-1], None if layers[-1] is None else last_hidden_state)
+            *others, last = (None if layer is None else take(layer, place) for layer in hidden_states)
+            hidden_states = (*others, None if last is None else last_hidden_state)
         return SllmModelOutput(
             last_hidden_state=last_hidden_state,
             past_key_values=cache,

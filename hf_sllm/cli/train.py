@@ -36,6 +36,21 @@ def ablate(
         run(file, output_dir)
 
 
+@app.command()
+def recovery(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with the package.")],
+    seed: Annotated[list[int], typer.Option(help="A seed of the trainings; may be repeated.")] = [0],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
+    output_dir: Annotated[Path | None, typer.Option(help="Where to save; by default what the recipe says.")] = None,
+) -> None:
+    """Train an SLLM and two token-level models: of what a window loses, how much does the sentence level recover?"""
+    with told_plainly():
+        from hf_sllm.training import load_recipe
+        from hf_sllm.training.recovery import measure_recovery
+
+        measure_recovery(load_recipe(recipe, output_dir), seed, resume)
+
+
 @app.command("layers")
 def choose_layers(
     backbone: Annotated[str, typer.Argument(help="Path or name of a causal language model.")],

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 # Rows taken from a stream at a time: one by one is ten times slower, and many would be read for nothing.
 ROWS_AT_A_TIME = 16
 
+# Columns that are kept beside the text, where there are any.
+BITS = ("bits", "bits_forgetful")
+
 Names = str | Path | Sequence[str | Path]
 
 
@@ -57,7 +60,8 @@ def load_documents(
             `DataLoader` divide among them; with a `limit` all is one shard.
 
     Returns:
-        A dataset with the column `text`, and `bits`, the information content of each document, if the first has it.
+        A dataset with the column `text`, and, if the first document has them, `bits`, the information content of each,
+        and `bits_forgetful`, the same for a writer who forgets (see `casts`).
 
     Raises:
         ValueError: If there is no such file or dataset, it cannot be read, or it holds no text.
@@ -149,7 +153,7 @@ def _stream(sources: list[Source], text_column: str, limit: int | None) -> Itera
     if limit is not None:
         # Only lists are divided among workers, and none alone would know which documents are the first ones.
         shards = tuple(shards)
-    first = next(_documents(shards, streams, text_column, limit, ("text", "bits")), None)
+    first = next(_documents(shards, streams, text_column, limit, ("text", *BITS)), None)
     if first is None:
         raise _no_documents(sources)
     features = _features(first)
@@ -201,7 +205,7 @@ def _features(document: dict[str, Any]) -> Features:
     """The columns of documents of which this is the first."""
     from datasets import Features, Value
 
-    bits = {"bits": Value("float64")} if isinstance(document.get("bits"), (int, float)) else {}
+    bits = {name: Value("float64") for name in BITS if isinstance(document.get(name), (int, float))}
     return Features({"text": Value("string"), **bits})
 
 

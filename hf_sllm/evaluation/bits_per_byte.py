@@ -151,14 +151,18 @@ def by_sentence_length(scores: Iterable[DocumentScores]) -> tuple[LengthBits, ..
     )
 
 
-def entropy_floor(documents: Iterable[Mapping[str, Any]]) -> float | None:
+def entropy_floor(documents: Iterable[Mapping[str, Any]], column: str = "bits") -> float | None:
     """The bits per byte below which no model can score on average: known where the documents were drawn from a known
     distribution, and tell in `bits` what that gave each. `None` where they do not.
+
+    Args:
+        documents: Rows with a `text`.
+        column: `"bits"`, or `"bits_forgetful"` for a writer who knows the distribution and forgets what was said.
     """
     rows = list(documents)
-    if not rows or any(row.get("bits") is None for row in rows):
+    if not rows or any(row.get(column) is None for row in rows):
         return None
-    return sum(row["bits"] for row in rows) / sum(len(row["text"].encode()) for row in rows)
+    return sum(row[column] for row in rows) / sum(len(row["text"].encode()) for row in rows)
 
 
 __all__ = ["BitsPerByte", "LengthBits", "bits_per_byte", "by_sentence_length", "entropy_floor", "total_bits"]

@@ -69,16 +69,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     if not resume and any(has_begun(folder) for folder in (output_dir, output_dir / "baseline")):
         raise ValueError(f"{output_dir} already holds a run: go on with it by --resume, or give another --output-dir.")
 
-    # Processes that share a disk share what is written: one trains the tokenizer, the others read it.
-    with training.main_process_first(local=training.save_on_each_node, desc="reading documents"):
-        documents = load_documents(
-            data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
-        )
-        valid = load_documents(data.valid_data, data.valid_split, data.text_column)
-        if data.valid_bytes is not None:
-            valid = cut_documents(valid, data.valid_bytes)
-        valid = spread(valid, data.valid_limit)
-        tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
+    tokenizer, blocks, valid = read_texts(recipe, output_dir, resume)
     make_models = {NAMES[arguments.stage]: lambda: make_model(arguments, tokenizer)}
     if training.baseline:
         baseline = arguments
@@ -86,9 +77,6 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
             fields = {**arguments.backbone_config, **(arguments.baseline_config or {})}
             baseline = dataclasses.replace(arguments, backbone_config=fields)
         make_models[baseline_name] = lambda: make_backbone(baseline, tokenizer)
-    config: Any = make_model(arguments, tokenizer).config
-    with training.main_process_first(desc="cutting documents into blocks"):
-        blocks = make_blocks(documents, tokenizer, config, data.block_size, data.num_proc)
 
     def measure(model: PreTrainedModel, show: bool = False) -> dict[str, float]:
         batch_size, show = training.per_device_eval_batch_size, show and is_first and not training.disable_tqdm
@@ -125,6 +113,27 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         write_curves(folders, output_dir)
         print_results(results, f"{data.valid_data}, {len(valid)} documents", console)
     return results
+
+
+def read_texts(
+    recipe: Recipe, output_dir: Path, resume: bool
+) -> tuple[PreTrainedTokenizerBase, "Dataset", list[dict[str, Any]]]:
+    """The tokenizer, the blocks to train on, and the documents to measure on."""
+    arguments, data, training = recipe
+    # Processes that share a disk share what is written: one trains the tokenizer, the others read it.
+    with training.main_process_first(local=training.save_on_each_node, desc="reading documents"):
+        documents = load_documents(
+            data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
+        )
+        valid = load_documents(data.valid_data, data.valid_split, data.text_column)
+        if data.valid_bytes is not None:
+            valid = cut_documents(valid, data.valid_bytes)
+        valid = spread(valid, data.valid_limit)
+        tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
+    config: Any = make_model(arguments, tokenizer).config
+    with training.main_process_first(desc="cutting documents into blocks"):
+        blocks = make_blocks(documents, tokenizer, config, data.block_size, data.num_proc)
+    return tokenizer, blocks, valid
 
 
 def make_tokenizer(

@@ -156,7 +156,7 @@ def test_a_cache_is_cropped_to_before_what_its_prefill_kept(option, removed):
     torch.testing.assert_close(logits, whole, **TOLERANCE)
 
 
-@pytest.mark.parametrize("option", ["sentence_alone", "short_context"])
+@pytest.mark.parametrize("option", ["sentence_alone", "short_context", "memory"])
 def test_a_prefill_for_the_last_logits_reads_as_little_of_a_long_text_as_of_a_short_one(option):
     model, read = option_model(option), []
     decoder = model.model.sentence_decoder.model

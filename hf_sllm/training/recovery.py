@@ -1,0 +1,267 @@
+"""Recovery: of what a window of tokens loses, the share that the sentence level brings back.
+
+Three models are trained on the same tokens: a token-level one of the decoder's shape that sees everything, the same
+with the decoder's window, and the SLLM. With the nats per token of each on held-out texts,
+
+    recovery = (window - SLLM) / (window - full context).
+
+Two controls show that what is brought back was said far back in this text: with the memory of another text the gain
+must go, and with that of the newest sentence alone it must be less.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_sllm.evaluation import BitsPerByte, bits_per_byte, entropy_floor
+
+from .recipe import ModelArguments, Recipe
+from .run import load_trained, make_model, read_texts, train_model
+
+# Where full context is worth less than so many nats per token, no model can show that it brings anything back.
+LEAST_HEADROOM = 0.01
+RESULTS = "recovery.json"
+
+
+@dataclass
+class Recovery:
+    """What one seed reached, in nats per token of the held-out texts.
+
+    Attributes:
+        seed: Of the three trainings.
+        full, window: Of the token-level models with full context and with the decoder's window.
+        sllm: Of the SLLM.
+        another_memory: Of the SLLM with the memory of another text; `None` for a model without a memory.
+        newest_only: Of the SLLM with the memory of the newest sentence alone; `None` as above.
+        nats_per_bit_of_a_byte: What one bit per byte is of these figures.
+        tokens_seen: Tokens trained on, by each.
+        minutes: Wall time of each training: full, window, SLLM.
+        parameters: Of each.
+    """
+
+    seed: int
+    full: float
+    window: float
+    sllm: float
+    another_memory: float | None
+    newest_only: float | None
+    nats_per_bit_of_a_byte: float
+    tokens_seen: int
+    minutes: list[float]
+    parameters: list[int]
+
+    @property
+    def headroom(self) -> float:
+        return self.window - self.full
+
+    def recovered(self, nats: float) -> float:
+        """The share of the headroom that a model with so many nats per token wins back."""
+        return (self.window - nats) / self.headroom
+
+
+def measure_recovery(
+    recipe: Recipe, seeds: list[int], resume: bool = False, console: Console | None = None
+) -> list[Recovery]:
+    """Trains the three models for each seed, measures them and prints the table.
+
+    Everything is saved under the recipe's `output_dir`, the figures in `recovery.json`.
+
+    Args:
+        recipe: See `load_recipe`. It makes an SLLM from scratch.
+        seeds: Each trains three models.
+        resume: Go on from what `output_dir` holds; what is trained is not trained again.
+        console: Where the table is printed.
+
+    Raises:
+        ValueError: If the recipe begins from a trained model, or the SLLM's decoder sees no window of tokens.
+    """
+    arguments, data, training = recipe
+    if arguments.backbone_config is None or arguments.stage != "sllm":
+        raise ValueError(
+            "recovery compares models that are trained on the same tokens from scratch: give the recipe a "
+            "`backbone_config` and the stage `sllm`."
+        )
+    console, output_dir = console or Console(), Path(str(training.output_dir))
+    if not resume and output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty: go on with it by --resume, or give another --output-dir.")
+    tokenizer, blocks, valid = read_texts(recipe, output_dir, resume=True)
+    makers = {
+        "full": lambda: token_level(arguments, tokenizer, full_context=True),
+        "window": lambda: token_level(arguments, tokenizer, full_context=False),
+        "sllm": lambda: make_model(arguments, tokenizer),
+    }
+
+    def nats(model: PreTrainedModel) -> BitsPerByte:
+        return bits_per_byte(model, tokenizer, valid, training.per_device_eval_batch_size, not training.disable_tqdm)
+
+    def measure_in_training(model: PreTrainedModel) -> dict[str, float]:
+        return {"bits_per_byte": nats(model).bits_per_byte}
+
+    found = []
+    for seed in seeds:
+        settings = dataclasses.replace(training, seed=seed)
+        models: dict[str, PreTrainedModel] = {}
+        summaries = {}
+        for name, make in makers.items():
+            folder = output_dir / f"seed-{seed}" / name
+            console.print(f"training: {name}, seed {seed}")
+            summaries[name] = train_model(
+                make, arguments, tokenizer, blocks, settings, folder, resume, measure_in_training
+            )
+            models[name] = load_trained(folder, "sllm")
+        scored = {name: nats(model) for name, model in models.items()}
+        controls: dict[str, float | None] = dict.fromkeys(CONTROLS)
+        if models["sllm"].model.memory is not None:
+            for name, change in CONTROLS.items():
+                with changed_memory(models["sllm"], change):
+                    controls[name] = nats_per_token(nats(models["sllm"]))
+        found.append(
+            Recovery(
+                seed=seed,
+                full=nats_per_token(scored["full"]),
+                window=nats_per_token(scored["window"]),
+                sllm=nats_per_token(scored["sllm"]),
+                another_memory=controls["another_memory"],
+                newest_only=controls["newest_only"],
+                nats_per_bit_of_a_byte=math.log(2) * scored["sllm"].bytes / scored["sllm"].tokens,
+                tokens_seen=summaries["sllm"]["tokens_seen"],
+                minutes=[summaries[name]["minutes"] for name in makers],
+                parameters=[model.num_parameters() for model in models.values()],
+            )
+        )
+        results = [{**asdict(one), "recovery": one.recovered(one.sllm)} for one in found]
+        (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    bounds = {
+        name: entropy_floor(valid, column) for name, column in (("floor", "bits"), ("forgets", "bits_forgetful"))
+    }
+    print_recovery(found, bounds, f"{data.valid_data}, {len(valid)} documents", console)
+    return found
+
+
+def token_level(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, full_context: bool) -> PreTrainedModel:
+    """A token-level model of the shape of the SLLM's decoder; with its window, or with full context.
+
+    Raises:
+        ValueError: If the decoder is no Llama, whose shape with a window is a Mistral's, or has no window.
+    """
+    config: Any = make_model(arguments, tokenizer).config
+    decoder = config.sentence_decoder_config
+    if decoder.model_type != "llama" or config.decoder_context_length == 0:
+        raise ValueError(
+            f"`sentence_decoder_config` is a {decoder.model_type!r} with a `decoder_context_length` of "
+            f"{config.decoder_context_length}: recovery needs a llama, whose shape with a window is a mistral's, and "
+            "a length above 0."
+        )
+    shared = {name: copy.deepcopy(value) for name, value in decoder.to_dict().items() if name != "model_type"}
+    window = None if full_context else config.decoder_context_length + 1  # which counts the token itself
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **{**shared, "sliding_window": window}))
+
+
+def nats_per_token(score: BitsPerByte) -> float:
+    """What a token costs on average."""
+    return score.bits * math.log(2) / score.tokens
+
+
+# Makes other arguments of those of `LatentMemory`: states, their sentence, the memory, the sentence of its entries.
+Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+@contextmanager
+def changed_memory(model: Any, change: Change) -> Iterator[None]:
+    """Within it, an SLLM reads another memory than its own."""
+    shapes: list[torch.Size] = []
+
+    def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        shapes.append(arguments[0].shape)
+        return change(*arguments)
+
+    def after(_: Any, arguments: tuple[torch.Tensor, ...], states: torch.Tensor) -> torch.Tensor:
+        return states.view(shapes.pop())
+
+    memory = model.model.memory
+    handles = [memory.register_forward_pre_hook(before), memory.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def of_another_text(
+    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Each text of the batch reads the memory of the one before it, of as many sentences; a text alone in its batch
+    its own, backwards."""
+    if len(states) == 1:
+        return states, sentence, memory.flip(1), memory_sentence
+    return states, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)
+
+
+def of_newest_sentence(
+    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Each position reads the sentence before its own, and the start."""
+    row = torch.arange(len(states), device=states.device)[:, None]
+    newest = memory[row, sentence.clamp(max=memory.shape[1] - 1)]  # (batch, Q, num_latents, …)
+    # A text for each position, whose memory has two entries.
+    entries = torch.stack([memory[:, :1].expand_as(newest), newest], 2).flatten(0, 1)
+    numbers = torch.tensor([0, 1], device=states.device).expand(len(entries), -1)
+    return states.flatten(0, 1)[:, None], (sentence.flatten() > 0).long()[:, None], entries, numbers
+
+
+CONTROLS: dict[str, Change] = {"another_memory": of_another_text, "newest_only": of_newest_sentence}
+
+
+def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title: str, console: Console) -> None:
+    """Prints a line for each model, the median over the seeds."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for name in ("", "nats per token", "bits per byte", "recovery", "of each seed", "parameters"):
+        table.add_column(name, justify="left" if not name else "right")
+    unit = found[0].nats_per_bit_of_a_byte
+    for name, label in (("floor", "floor: remembers"), ("forgets", "floor: forgets")):
+        bits = bounds[name]
+        if bits is not None:
+            table.add_row(label, f"{bits * unit:.4f}", f"{bits:.4f}", "", "", "")
+    lines = {
+        "full": "token-level, full context",
+        "window": "token-level, window",
+        "sllm": "SLLM",
+        "another_memory": "SLLM, memory of another text",
+        "newest_only": "SLLM, newest sentence only",
+    }
+    for number, (name, label) in enumerate(lines.items()):
+        values = [getattr(one, name) for one in found]
+        if None in values:
+            continue
+        shares = [one.recovered(value) for one, value in zip(found, values, strict=True)]
+        nats = statistics.median(values)
+        parameters = f"{found[0].parameters[number]:,}" if number < len(found[0].parameters) else ""
+        table.add_row(
+            label, f"{nats:.4f}", f"{nats / unit:.4f}", f"{statistics.median(shares):.1%}",
+            ", ".join(f"{share:.1%}" for share in shares), parameters,
+        )  # fmt: skip
+    console.print(table)
+    if bounds["floor"] is not None and bounds["forgets"] is not None:
+        way = (bounds["forgets"] - statistics.median(one.full for one in found) / unit) / (
+            bounds["forgets"] - bounds["floor"]
+        )
+        console.print(f"Full context has gone {way:.0%} of the way from forgetting to the floor.")
+    headroom = statistics.median(one.headroom for one in found)
+    if headroom < LEAST_HEADROOM:
+        console.print(
+            f"Full context is worth {headroom:.4f} nats per token here, less than {LEAST_HEADROOM}: this text cannot "
+            "show whether anything is brought back."
+        )
