@@ -109,7 +109,9 @@ class SllmPreTrainedModel(SentenceVaePreTrainedModel):
             unit_linear(module.latent_output)
             if self.config.decoder_context_length > 0:
                 # The last position of a prefix begins as the token before, from which a language model would go on.
-                init.zeros_(module.latent_output.weight[-self.config.latent_size :])
+                begins = torch.ones_like(module.latent_output.bias)
+                begins[-self.config.latent_size :] = 0
+                init.copy_(module.latent_output.weight, module.latent_output.weight * begins[:, None])
             unit_linear(module.latent_input, getattr(self.config.text_config, "initializer_range", 0.02))
             init.normal_(module.start_latents.weight, mean=0.0, std=1.0)
 
