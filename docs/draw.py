@@ -22,7 +22,7 @@ from hf_sllm import SllmForCausalLM
 from hf_sllm.data import load_documents
 from hf_sllm.embedded import embedded_checkpoint
 from hf_sllm.modeling.stream_attention import visible
-from hf_sllm.modeling.stream_layout import DecoderPositions, Stream, decoder_positions
+from hf_sllm.modeling.stream_layout import Stream, lay_out
 
 FOLDER = Path(__file__).parent / "pictures"
 DOCUMENTS = Path(__file__).parents[1] / "tests" / "data" / "tiny.jsonl"
@@ -79,19 +79,17 @@ class Example:
         self.tokens = [str(tokenizer.decode([token_id])).strip() for token_id in self.ids[0].tolist()]
         self.sentence = self.layout.token_sentence.tolist()
         self.prefix_length = model.config.prefix_length
-        self.positions: DecoderPositions = decoder_positions(
-            self.layout,
-            self.prefix_length,
-            restart=False,
-            begins=torch.ones(1, dtype=torch.bool),
-            followed=self.layout.token_closes,
-        )
+        closes = self.layout.scatter(self.layout.token_closes)
+        positions = lay_out(self.layout.mask, closes, self.prefix_length, restart=False)
+        self.stream = positions.stream.map(lambda values: values[0])
+        self.token_slot, self.output_slot = positions.token_slot[0].tolist(), positions.output_slot[0].tolist()
+        self.prefix_slot = self.stream.prefix.nonzero().view(-1, self.prefix_length).tolist()  # of each sentence
 
     @property
     def labels(self) -> list[str]:
         """What stands at each position of the decoder's stream; a dot is a latent."""
-        labels = ["•"] * len(self.positions.stream.row)
-        for slot, token in zip(self.positions.token_slot.tolist(), self.tokens, strict=True):
+        labels = ["•"] * len(self.stream.sentence)
+        for slot, token in zip(self.token_slot, self.tokens, strict=True):
             labels[slot] = token
         return labels
 
@@ -99,9 +97,8 @@ class Example:
 def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
     """The way from tokens to latents, through the backbone, and back to tokens."""
     example = Example(model, tokenizer)
-    positions = example.positions
-    stream_sentence = positions.stream.sentence.tolist()
-    slots, prefixes = positions.token_slot.tolist(), positions.prefix_slot.tolist()
+    stream_sentence = example.stream.sentence.tolist()
+    slots, prefixes = example.token_slot, example.prefix_slot
     width = len(stream_sentence)
     figure = Figure(figsize=(11, 5.9))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -132,7 +129,7 @@ def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
     for slot, (label, sentence) in enumerate(zip(example.labels, stream_sentence, strict=True)):
         cell(axes, slot, stream, label, COLOURS[sentence], dark=label == "•")
     # From a token, or from the end of the prefix that follows it, the next one is predicted.
-    outputs = [prefixes[0][-1], *positions.output_slot.tolist()]
+    outputs = [prefixes[0][-1], *example.output_slot]
     for slot, token, sentence in zip(outputs, [*example.tokens, "?"], [*example.sentence, 3], strict=True):
         arrow(axes, (slot + 0.5, stream + 1.05), (slot + 0.5, output))
         cell(axes, slot, output, token, COLOURS[sentence])
@@ -154,13 +151,13 @@ def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
 def draw_masks(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
     """Who sees what, in each of the three parts."""
     example = Example(model, tokenizer)
-    stream = example.positions.stream
+    stream = example.stream
     figure = Figure(figsize=(11, 11.2), layout="constrained")
     (first, second), (third, fourth) = figure.subplots(2, 2)
 
     sentence = torch.tensor(example.sentence)
     index = torch.arange(len(sentence))
-    tokens = Stream(torch.zeros_like(index), sentence, index, index, torch.zeros_like(index))
+    tokens = Stream(sentence, index, index, torch.zeros_like(index))
     mask_panel(first, seen(tokens, causal=False, context_length=0), example.sentence, example.tokens)
     first.set_title("encoder: a sentence sees itself, in both directions")
 
