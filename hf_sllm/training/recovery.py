@@ -9,7 +9,6 @@ Two controls show that what is brought back was said far back in this text: with
 must go, and with that of the newest sentence alone it must be less.
 """
 
-import copy
 import dataclasses
 import json
 import math
@@ -26,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_sllm.evaluation import BitsPerByte, bits_per_byte, entropy_floor
+from hf_sllm.data import document_ids
+from hf_sllm.evaluation import BitsPerByte, bits_per_byte, default_window, entropy_floor
+from hf_sllm.modeling import SllmConfig
 
 from .recipe import ModelArguments, Recipe
 from .run import load_trained, make_model, read_texts, train_model
@@ -34,6 +35,16 @@ from .run import load_trained, make_model, read_texts, train_model
 # Where full context is worth less than so many nats per token, no model can show that it brings anything back.
 LEAST_HEADROOM = 0.01
 RESULTS = "recovery.json"
+# The lines of the table, by the fields of `Recovery`; the first three are the models that are trained.
+LINES = {
+    "full": "token-level, full context",
+    "window": "token-level, window",
+    "sllm": "SLLM",
+    "another_memory": "SLLM, memory of another text",
+    "newest_only": "SLLM, newest sentence only",
+}
+# Those below them are what `hf-sllm data casts` knows of its documents, by their columns.
+BOUNDS = {"floor": "bits", "forgets": "bits_forgetful"}
 
 
 @dataclass
@@ -65,11 +76,23 @@ class Recovery:
 
     @property
     def headroom(self) -> float:
+        """What full context is worth."""
         return self.window - self.full
 
-    def recovered(self, nats: float) -> float:
-        """The share of the headroom that a model with so many nats per token wins back."""
-        return (self.window - nats) / self.headroom
+    def recovered(self, nats: float | None) -> float | None:
+        """The share of the headroom that a model with so many nats per token wins back; `None` where there is none."""
+        return None if nats is None or self.headroom <= 0 else (self.window - nats) / self.headroom
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, also those that follow from others."""
+        nats = {name: getattr(self, name) for name in LINES if getattr(self, name) is not None}
+        return {
+            **asdict(self),
+            "headroom": self.headroom,
+            "recovery": self.recovered(self.sllm),
+            "recovered": {name: self.recovered(value) for name, value in nats.items()},
+            "bits_per_byte": {name: value / self.nats_per_bit_of_a_byte for name, value in nats.items()},
+        }
 
 
 def measure_recovery(
@@ -86,15 +109,14 @@ def measure_recovery(
         console: Where the table is printed.
 
     Raises:
-        ValueError: If the recipe begins from a trained model, or the SLLM's decoder sees no window of tokens.
+        ValueError: If the three models could not be compared (see `check_comparable`), or `output_dir` holds what is
+            not to be gone on with, or models of another recipe.
     """
     arguments, data, training = recipe
-    if arguments.backbone_config is None or arguments.stage != "sllm":
-        raise ValueError(
-            "recovery compares models that are trained on the same tokens from scratch: give the recipe a "
-            "`backbone_config` and the stage `sllm`."
-        )
+    check_comparable(arguments)
+    is_first = training.process_index == 0
     console, output_dir = console or Console(), Path(str(training.output_dir))
+    console.quiet = console.quiet or not is_first
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty: go on with it by --resume, or give another --output-dir.")
     tokenizer, blocks, valid = read_texts(recipe, output_dir, resume=True)
@@ -103,15 +125,19 @@ def measure_recovery(
         "window": lambda: token_level(arguments, tokenizer, full_context=False),
         "sllm": lambda: make_model(arguments, tokenizer),
     }
+    untrained = {name: make() for name, make in makers.items()}
+    window = default_window(*untrained.values())
+    batch_size, show = training.per_device_eval_batch_size, is_first and not training.disable_tqdm
 
-    def nats(model: PreTrainedModel) -> BitsPerByte:
-        return bits_per_byte(model, tokenizer, valid, training.per_device_eval_batch_size, not training.disable_tqdm)
+    def nats(model: PreTrainedModel, batch_size: int = batch_size) -> BitsPerByte:
+        return bits_per_byte(model, tokenizer, valid, batch_size, show, window=window)
 
     def measure_in_training(model: PreTrainedModel) -> dict[str, float]:
         return {"bits_per_byte": nats(model).bits_per_byte}
 
+    bounds = {name: entropy_floor(valid, column) for name, column in BOUNDS.items()}
     found = []
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         settings = dataclasses.replace(training, seed=seed)
         models: dict[str, PreTrainedModel] = {}
         summaries = {}
@@ -122,12 +148,14 @@ def measure_recovery(
                 make, arguments, tokenizer, blocks, settings, folder, resume, measure_in_training
             )
             models[name] = load_trained(folder, "sllm")
+            check_shape(models[name], untrained[name], folder)
+            models[name].to(training.device)  # type: ignore[arg-type]
         scored = {name: nats(model) for name, model in models.items()}
         controls: dict[str, float | None] = dict.fromkeys(CONTROLS)
         if models["sllm"].model.memory is not None:
             for name, change in CONTROLS.items():
                 with changed_memory(models["sllm"], change):
-                    controls[name] = nats_per_token(nats(models["sllm"]))
+                    controls[name] = nats_per_token(nats(models["sllm"], max(batch_size, 2)))
         found.append(
             Recovery(
                 seed=seed,
@@ -142,32 +170,79 @@ def measure_recovery(
                 parameters=[model.num_parameters() for model in models.values()],
             )
         )
-        results = [{**asdict(one), "recovery": one.recovered(one.sllm)} for one in found]
-        (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    bounds = {
-        name: entropy_floor(valid, column) for name, column in (("floor", "bits"), ("forgets", "bits_forgetful"))
-    }
+        if is_first:
+            results = [{**one.to_dict(), **bounds} for one in found]
+            (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print_recovery(found, bounds, f"{data.valid_data}, {len(valid)} documents", console)
+    longer = sum(len(ids) - 1 > window for ids in document_ids([row["text"] for row in valid], tokenizer))
+    if longer:
+        console.print(
+            f"{longer} documents are longer than the {window} tokens that the models read at once. No model sees them "
+            "whole, and the memory of another text may be of another part of the same one: cut them by `valid_bytes`."
+        )
     return found
 
 
-def token_level(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, full_context: bool) -> PreTrainedModel:
-    """A token-level model of the shape of the SLLM's decoder; with its window, or with full context.
+def check_comparable(arguments: ModelArguments) -> None:
+    """Refuses a recipe whose SLLM has no token-level models of the same shape, trained in the same way.
 
     Raises:
-        ValueError: If the decoder is no Llama, whose shape with a window is a Mistral's, or has no window.
+        ValueError: If it begins from something trained, trains a part only, or its decoder is no Llama, whose shape
+            with a window is a Mistral's, or has no window.
     """
-    config: Any = make_model(arguments, tokenizer).config
+    if arguments.stage != "sllm":
+        raise ValueError(f"`stage` is {arguments.stage!r}: recovery is measured of an SLLM: make it `sllm`.")
+    for name in ("backbone", "sllm", "sentence_vae", "lora", "freeze"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(
+                f"`{name}` is {getattr(arguments, name)!r}: recovery compares models that are trained on the same "
+                "tokens, from scratch and as a whole: leave it out, and give `backbone_config`."
+            )
+    make_config = SllmConfig.paper if arguments.preset == "paper" else SllmConfig.from_text_config
+    given = {"encoder_layers": arguments.encoder_layers, "decoder_layers": arguments.decoder_layers}
+    config = make_config(
+        AutoConfig.for_model(**(arguments.backbone_config or {})),
+        **{name: layers for name, layers in given.items() if layers is not None},
+        **(arguments.sllm_config or {}),
+    )
     decoder = config.sentence_decoder_config
-    if decoder.model_type != "llama" or config.decoder_context_length == 0:
+    if decoder.model_type != "llama":
         raise ValueError(
-            f"`sentence_decoder_config` is a {decoder.model_type!r} with a `decoder_context_length` of "
-            f"{config.decoder_context_length}: recovery needs a llama, whose shape with a window is a mistral's, and "
-            "a length above 0."
+            f"`sentence_decoder_config.model_type` is {decoder.model_type!r}: recovery needs a llama, whose shape "
+            "with a window is a mistral's. Give one in `sllm_config`."
         )
-    shared = {name: copy.deepcopy(value) for name, value in decoder.to_dict().items() if name != "model_type"}
-    window = None if full_context else config.decoder_context_length + 1  # which counts the token itself
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **{**shared, "sliding_window": window}))
+    if config.decoder_context_length == 0:
+        raise ValueError(
+            "`decoder_context_length` is 0: there is no window whose loss could be recovered. Give one above 0 in "
+            "`sllm_config`."
+        )
+
+
+def check_shape(trained: PreTrainedModel, untrained: PreTrainedModel, folder: Path) -> None:
+    """Refuses a model that was trained by another recipe.
+
+    Raises:
+        ValueError: If its parameters have other names or shapes than those of this recipe's.
+    """
+    shapes = [{name: value.shape for name, value in model.named_parameters()} for model in (trained, untrained)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{folder} holds a model of {trained.num_parameters():,} parameters, and the recipe makes another of "
+            f"{untrained.num_parameters():,}: delete the folder, or give another --output-dir."
+        )
+
+
+def token_level(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, full_context: bool) -> PreTrainedModel:
+    """A token-level model of the shape of the SLLM's decoder, a Llama's; with its window, or with full context."""
+    config: Any = make_model(arguments, tokenizer).config
+    # What the decoder leaves to the whole is the whole's: vocabulary, special tokens, and whether weights are tied.
+    of_whole = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    fields = {
+        **{name: value for name, value in config.sentence_decoder_config.to_dict().items() if name != "model_type"},
+        **{name: getattr(config, name) for name in of_whole},
+        "sliding_window": None if full_context else config.decoder_context_length + 1,  # which counts the token itself
+    }
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **fields))
 
 
 def nats_per_token(score: BitsPerByte) -> float:
@@ -204,9 +279,9 @@ def of_another_text(
     states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Each text of the batch reads the memory of the one before it, of as many sentences; a text alone in its batch
-    its own, backwards."""
+    that of none."""
     if len(states) == 1:
-        return states, sentence, memory.flip(1), memory_sentence
+        return states, sentence, memory, memory_sentence.masked_fill(memory_sentence > 0, -1)
     return states, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)
 
 
@@ -234,24 +309,18 @@ def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title
     for name, label in (("floor", "floor: remembers"), ("forgets", "floor: forgets")):
         bits = bounds[name]
         if bits is not None:
-            table.add_row(label, f"{bits * unit:.4f}", f"{bits:.4f}", "", "", "")
-    lines = {
-        "full": "token-level, full context",
-        "window": "token-level, window",
-        "sllm": "SLLM",
-        "another_memory": "SLLM, memory of another text",
-        "newest_only": "SLLM, newest sentence only",
-    }
-    for number, (name, label) in enumerate(lines.items()):
+            table.add_row(label, f"{bits * unit:.4f}", f"{bits:.4f}")
+    for number, (name, label) in enumerate(LINES.items()):
         values = [getattr(one, name) for one in found]
         if None in values:
             continue
         shares = [one.recovered(value) for one, value in zip(found, values, strict=True)]
+        known = [share for share in shares if share is not None]
         nats = statistics.median(values)
         parameters = f"{found[0].parameters[number]:,}" if number < len(found[0].parameters) else ""
         table.add_row(
-            label, f"{nats:.4f}", f"{nats / unit:.4f}", f"{statistics.median(shares):.1%}",
-            ", ".join(f"{share:.1%}" for share in shares), parameters,
+            label, f"{nats:.4f}", f"{nats / unit:.4f}", f"{statistics.median(known):.1%}" if known else "–",
+            ", ".join("–" if share is None else f"{share:.1%}" for share in shares), parameters,
         )  # fmt: skip
     console.print(table)
     if bounds["floor"] is not None and bounds["forgets"] is not None:
