@@ -5,12 +5,12 @@ From the backbone's state before a sentence, the next-latent head tells what the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .generation_rows import Rows, generated
 from .stream_cache import SllmCache
 from .stream_layout import Stream
 from .token_shortlist import ShortlistedHead
@@ -65,16 +65,18 @@ def write_in_parallel(
         cache.must_replay = True
     cache = model._prefill(input_ids, generation_config, model_kwargs).past_key_values
     count, most = generation_config.sentences_at_once, generation_config.max_sentences
+    count, most = generation_config.sentences_at_once, generation_config.max_sentences
     text, sentences, stopped = input_ids, 0, False
     scores: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
     while True:
         latents = predict_ahead(model, cache, int(min(count, most - sentences)) - 1)[0]
-        for sentence in _write_sentences(model, cache, latents, text, logits_processor, generation_config):
+        rows = _write_sentences(model, cache, latents, text, logits_processor, generation_config)
+        for row, length in enumerate(rows.lengths):
             begin = text.shape[1]
-            text = torch.cat([text, sentence.token_ids[None]], 1)
-            scores += sentence.scores
-            logits += sentence.logits
+            text = torch.cat([text, rows.ids[row : row + 1, rows.prompt_length : length]], 1)
+            for kept, steps in ((scores, rows.scores), (logits, rows.logits)):
+                kept += [step[row : row + 1] for step in (steps or [])[: length - rows.prompt_length]]
             for end in range(begin + 1, text.shape[1] + 1):
                 if stopping_criteria(text[:, :end], None).all():
                     stopped, text = True, text[:, :end]
@@ -90,24 +92,10 @@ def write_in_parallel(
 
     if streamer is not None:
         streamer.end()
-    if not generation_config.return_dict_in_generate:
-        return text
     written = text.shape[1] - input_ids.shape[1]
-    return GenerateDecoderOnlyOutput(
-        sequences=text,
-        scores=tuple(scores[:written]) if generation_config.output_scores else None,
-        logits=tuple(logits[:written]) if generation_config.output_logits else None,
-        past_key_values=cache,
-    )
-
-
-@dataclass
-class _Sentence:
-    """`(n,)` tokens, and if they are to be returned `(1, vocab)` scores and logits of each."""
-
-    token_ids: torch.Tensor
-    scores: list[torch.Tensor]
-    logits: list[torch.Tensor]
+    kept_scores = scores[:written] if generation_config.output_scores else None
+    kept_logits = logits[:written] if generation_config.output_logits else None
+    return generated(text, kept_scores, kept_logits, cache, generation_config)
 
 
 def _write_sentences(
@@ -117,43 +105,26 @@ def _write_sentences(
     text: torch.Tensor,
     logits_processor: Callable,
     generation_config: Any,
-) -> list[_Sentence]:
-    """The rest of the open sentence, and a sentence from each of the latents `(S, num_latents, latent_size)`."""
-    keeps = generation_config.return_dict_in_generate
+) -> Rows:
+    """The text with the rest of the open sentence, and with a sentence from each of the latents `(S, num_latents,
+    latent_size)`."""
     shortlist_size = getattr(generation_config, "shortlist_size", None)
     head = None if shortlist_size is None else ShortlistedHead(model, shortlist_size)
     decoder = _SideBySide(model, cache, latents)
     states = decoder.begin()
+    rows = Rows(text.expand(len(states), -1), generation_config)
     size = torch.zeros(len(states), dtype=torch.long, device=text.device)
     size[:1] = cache.open_length
-    begins, is_open, new = size == 0, size >= 0, torch.zeros_like(size)
-    ids = text.expand(len(states), -1)
-    scores, logits = [], []
+    begins, is_open = size == 0, size >= 0
     while True:
-        raw = (model.compute_logits(states) if head is None else head.logits(states, begins)).float()
-        processed = logits_processor(ids, raw.clone())
-        if generation_config.do_sample:
-            token_ids = torch.multinomial(processed.softmax(-1), 1).squeeze(1)
-        else:
-            token_ids = processed.argmax(-1)
-        if keeps and generation_config.output_scores:
-            scores.append(processed)
-        if keeps and generation_config.output_logits:
-            logits.append(raw)
-        ids = torch.cat([ids, token_ids[:, None]], 1)
-        new, size, closed = new + is_open, size + is_open, model.model.segmenter.closes(token_ids, size)
-        is_open, begins = is_open & ~closed, torch.zeros_like(begins)
-        if not is_open.any():
-            break
-        states = decoder.extend(token_ids, is_open)
-    return [
-        _Sentence(
-            ids[row, text.shape[1] :][:length],
-            [step[row : row + 1] for step in scores[:length]],
-            [step[row : row + 1] for step in logits[:length]],
-        )
-        for row, length in enumerate(new.tolist())
-    ]
+        logits = model.compute_logits(states) if head is None else head.logits(states, begins)
+        rows.write(logits.float(), logits_processor)
+        is_open = is_open & ~model.model.segmenter.closes(rows.last, size)
+        rows.waiting = (~is_open).tolist()
+        if all(rows.waiting):
+            return rows
+        size, begins = size + 1, torch.zeros_like(begins)
+        states = decoder.extend(rows.last, is_open)
 
 
 class _SideBySide:

@@ -6,16 +6,16 @@ the backbone runs once per sentence for the whole batch, not each time some row 
 
 import copy
 import math
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 
 import torch
 from transformers import GenerationMixin
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .generation_ahead import write_in_parallel
+from .generation_rows import Rows, choose, generated
 from .stream_cache import SllmCache
 from .token_shortlist import ShortlistedHead, fit_directions
+from .validation_inputs import check_generation, check_sentence_loop
 
 
 class SllmGenerationMixin(GenerationMixin):
@@ -78,40 +78,13 @@ class SllmGenerationMixin(GenerationMixin):
             ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache; or if
                 `shortlist_size` or `sentences_at_once` comes without what it needs.
         """
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "`inputs_embeds` cannot be continued: they do not show where sentences end. Pass `input_ids`."
-            )
-        if shortlist_size is not None:
-            if max_sentences is None or shortlist_size < 1:
-                raise ValueError(
-                    f"`shortlist_size` is {shortlist_size}: it must be at least 1, and needs `max_sentences` "
-                    "(`math.inf` for no limit)."
-                )
-            if self.config.bag_of_words_weight == 0 and self.shortlist_fit is None:
-                raise ValueError(
-                    f"`shortlist_size` is {shortlist_size}, and this model was not fitted: call `fit_shortlist` with "
-                    "some text first. Or train it with a `bag_of_words_weight`, which is 0."
-                )
-        if sentences_at_once is not None:
-            if max_sentences is None or sentences_at_once < 1:
-                raise ValueError(
-                    f"`sentences_at_once` is {sentences_at_once}: it must be at least 1, and needs `max_sentences` "
-                    "(`math.inf` for no limit)."
-                )
-            if self.config.next_latent_weight == 0:
-                raise ValueError(
-                    f"`sentences_at_once` is {sentences_at_once}, and `next_latent_weight` of this model 0: it has "
-                    "not learned to look further than one sentence ahead. Train it with a weight above 0."
-                )
+        options = {"shortlist_size": shortlist_size, "sentences_at_once": sentences_at_once}
+        check_generation(self.config, max_sentences, options, self.shortlist_fit is not None, kwargs)
         if max_sentences is not None:
-            if max_sentences < 1:
-                raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
             generation_config = copy.deepcopy(generation_config or self.generation_config)
             kwargs = generation_config.update(**kwargs)
-            generation_config.max_sentences = max_sentences
-            generation_config.shortlist_size = shortlist_size
-            generation_config.sentences_at_once = sentences_at_once
+            for name, value in {"max_sentences": max_sentences, **options}.items():
+                setattr(generation_config, name, value)
             bounds = (generation_config.max_length, generation_config.max_new_tokens)
             if bounds == (None, None) and max_sentences < math.inf:
                 generation_config.max_new_tokens = int(max_sentences) * self.config.max_sentence_length
@@ -152,156 +125,51 @@ class SllmGenerationMixin(GenerationMixin):
             # A draft ends with its sentence: another would take a step of the backbone, perhaps for nothing.
             max_sentences = 1
         if max_sentences is None:
-            return super()._sample(
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                synced_gpus,
-                streamer,
-                **model_kwargs,
-            )
-        if model_kwargs.get("past_key_values") is None:
-            raise ValueError("`use_cache` is False: the sentence loop (`max_sentences`) needs the cache.")
-        if streamer is not None and len(input_ids) > 1:
-            raise ValueError(f"`streamer` came with a batch of {len(input_ids)}: sentences stream for a single row.")
-        if synced_gpus:
-            raise ValueError(
-                "`synced_gpus` is on: the sentence loop cannot wait for other processes. Leave `max_sentences` out."
-            )
-
+            arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
+            return super()._sample(*arguments, **model_kwargs)
+        check_sentence_loop(input_ids, model_kwargs.get("past_key_values"), streamer, synced_gpus)
         if (getattr(generation_config, "sentences_at_once", None) or 1) > 1 and not generation_config.is_assistant:
             return write_in_parallel(
                 self, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
             )
 
-        batch_size, prompt_length = input_ids.shape
-        device = input_ids.device
-        pad_token_id = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
-        written = _Rows(input_ids, pad_token_id)
-        # What is decided of each row is in lists: tensors of so few values take longer.
-        finished = [False] * batch_size
-        waiting = [False] * batch_size  # has written the token that closes its sentence, which is not yet fed
-        sentences = [0] * batch_size
-        last, nobody = input_ids[:, -1], torch.zeros(batch_size, dtype=torch.bool, device=device)
-        sentence_start = prompt_length  # of the sentence being streamed
-        keep_scores = generation_config.return_dict_in_generate and generation_config.output_scores
-        keep_logits = generation_config.return_dict_in_generate and generation_config.output_logits
-        scores: list[torch.Tensor] = []
-        raw_logits: list[torch.Tensor] = []
-
         outputs = self._prefill(input_ids, generation_config, model_kwargs, not generation_config.is_assistant)
-        cache = outputs.past_key_values
-        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        cache, logits = outputs.past_key_values, outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
         shortlist_size = getattr(generation_config, "shortlist_size", None)
         head = None if shortlist_size is None else ShortlistedHead(self, shortlist_size)
-
+        rows, streamed = Rows(input_ids, generation_config), input_ids.shape[1]
         while True:
-            writing = [not (done or waits) for done, waits in zip(finished, waiting, strict=True)]
-            processed = written.by_length(writing, partial(_process, logits_processor, logits), logits)
-            if generation_config.do_sample:
-                drawn_from = _choose(writing, processed, torch.zeros_like(processed))  # of others nothing is known
-                tokens = torch.multinomial(drawn_from.softmax(-1), 1).squeeze(1)
-            else:
-                tokens = processed.argmax(-1)
-            if keep_scores:
-                written.store(scores, processed, writing, prompt_length, -torch.inf)
-            if keep_logits:
-                written.store(raw_logits, logits, writing, prompt_length, 0.0)
-            last = _choose(writing, tokens, last)
-            written.append(writing, last)
-
-            newest = (processed,) if keep_scores else None  # of those kept, the last is what criteria look at
-            stop = written.by_length(writing, partial(stopping_criteria, scores=newest), nobody)
-            closes = self.model.segmenter.closes(last, cache.open_length)
-            for row, (stops, closed) in enumerate(torch.stack([stop, closes], 1).tolist()):
-                if writing[row]:
-                    sentences[row] += closed
-                    waiting[row] = closed
-                    finished[row] = stops or (closed and sentences[row] >= max_sentences)
-            if streamer is not None and (waiting[0] or finished[0]):
-                streamer.put(written.ids[0, sentence_start : written.lengths[0]].cpu())
-                sentence_start = written.lengths[0]
-            if all(finished):
+            rows.write(logits, logits_processor)
+            rows.note(self.model.segmenter.closes(rows.last, cache.open_length), stopping_criteria, max_sentences)
+            if streamer is not None and (rows.waiting[0] or rows.finished[0]):
+                streamer.put(rows.ids[0, streamed : rows.lengths[0]].cpu())
+                streamed = rows.lengths[0]
+            if all(rows.finished):
                 break
-
-            feeding = [writes and not waiting[row] and not finished[row] for row, writes in enumerate(writing)]
-            begins = not any(feeding)
-            if begins:
-                # Every row has closed its sentence: the backbone takes them all in at once.
-                feeding = [waits and not finished[row] for row, waits in enumerate(waiting)]
-                waiting = [False] * batch_size
-            fed = torch.tensor(feeding, device=device)[:, None]
-            with torch.inference_mode():  # cheaper than `no_grad`, which processors and criteria still have
-                if begins:
-                    step = {"input_ids": last[:, None], "attention_mask": fed.long(), "states_to_keep": 1}
-                    states = self.model(**step, past_key_values=cache, use_cache=True).last_hidden_state
-                else:
-                    states = self.model.continue_sentences(last[:, None], fed, cache)
-                states = states[:, -1]
-                new = self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & begins)
-            logits = _choose(feeding, new.to(device, torch.float32, copy=True), logits)
+            feeding, closing = rows.to_feed()
+            new = self._feed(rows.last, feeding, closing, cache, head)
+            logits = choose(feeding, new.to(logits.device, torch.float32, copy=True), logits)
 
         if streamer is not None:
             streamer.end()
-        if not generation_config.return_dict_in_generate:
-            return written.ids
-        cache.leave_inference_mode()
-        return GenerateDecoderOnlyOutput(
-            sequences=written.ids,
-            scores=tuple(scores) if keep_scores else None,
-            logits=tuple(raw_logits) if keep_logits else None,
-            # In a batch, rows that waited have columns in it that the text has not.
-            past_key_values=cache if batch_size == 1 else None,
-        )
+        # In a batch, rows that waited have columns in the cache that the text has not.
+        return generated(rows.ids, rows.scores, rows.logits, cache if len(input_ids) == 1 else None, generation_config)
 
-
-def _process(logits_processor: Callable, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    return logits_processor(input_ids, logits.clone())
-
-
-def _choose(rows: list[bool], values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """The values `(batch, …)` of the chosen rows, and the others of the others."""
-    if all(rows):
-        return values
-    return torch.where(torch.tensor(rows, device=values.device).view(-1, *[1] * (values.dim() - 1)), values, others)
-
-
-class _Rows:
-    """Rows of token ids that grow at different times; padded on the right."""
-
-    def __init__(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
-        self.ids = input_ids.long()  # as the token loop gives them, whatever the prompt has
-        self.pad_token_id = pad_token_id
-        self.lengths = [input_ids.shape[1]] * len(input_ids)
-
-    def append(self, rows: list[bool], tokens: torch.Tensor) -> None:
-        """To each of the chosen rows its token, of `(batch,)`."""
-        places = {row: self.lengths[row] for row, writes in enumerate(rows) if writes}
-        width = self.ids.shape[1]
-        if width in places.values():
-            self.ids = torch.cat([self.ids, torch.full_like(self.ids[:, :1], self.pad_token_id)], 1)
-        self.ids[list(places), list(places.values())] = tokens[list(places)]
-        self.lengths = [length + writes for length, writes in zip(self.lengths, rows, strict=True)]
-
-    def by_length(self, rows: list[bool], function: Callable, default: torch.Tensor) -> torch.Tensor:
-        """Calls a function of `(batch, length)` ids once for each length that the chosen rows have, so that each row
-        is judged by exactly its own ids; returns what it says of the chosen rows, and the default for the others."""
-        result = default
-        for length in {length for length, writes in zip(self.lengths, rows, strict=True) if writes}:
-            chosen = [writes and own == length for writes, own in zip(rows, self.lengths, strict=True)]
-            result = _choose(chosen, function(self.ids[:, :length]), result)
-        return result
-
-    def store(self, steps: list, values: torch.Tensor, rows: list[bool], prompt_length: int, empty: float) -> None:
-        """Puts the chosen rows' values into the step that each row is at, as the token loop would."""
-        for row, writes in enumerate(rows):
-            if writes:
-                step = self.lengths[row] - prompt_length
-                if step == len(steps):
-                    steps.append(torch.full_like(values, empty))
-                steps[step][row] = values[row]
+    @torch.inference_mode()  # cheaper than `no_grad`, which processors and criteria still have
+    def _feed(
+        self, token_ids: torch.Tensor, rows: list[bool], closing: bool, cache: SllmCache, head: ShortlistedHead | None
+    ) -> torch.Tensor:
+        """Logits `(batch, vocab)` after one token more, of `(batch,)`, of the chosen rows, where it closes its
+        sentence or, in every row, does not."""
+        fed = torch.tensor(rows, device=token_ids.device)[:, None]
+        if closing:
+            step = {"input_ids": token_ids[:, None], "attention_mask": fed.long(), "states_to_keep": 1}
+            states = self.model(**step, past_key_values=cache, use_cache=True).last_hidden_state
+        else:
+            states = self.model.continue_sentences(token_ids[:, None], fed, cache)
+        states = states[:, -1]
+        return self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & closing)
 
 
 __all__ = ["SllmGenerationMixin"]

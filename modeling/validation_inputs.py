@@ -124,3 +124,43 @@ def warn_of_attentions(output_attentions: bool | None) -> None:
     """Attention is within sentences and between them: there is none over the whole text to return."""
     if output_attentions:
         logger.warning_once("`output_attentions` is true: none are returned. Hook the attention layers of a part.")
+
+
+def check_generation(
+    config: PreTrainedConfig, max_sentences: float | None, options: dict[str, Any], fitted: bool, kwargs: dict
+) -> None:
+    """Refuses options of `generate` that come without what they need."""
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError(
+            "`inputs_embeds` cannot be continued: they do not show where sentences end. Pass `input_ids`."
+        )
+    if max_sentences is not None and max_sentences < 1:
+        raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, value in options.items():
+        if max_sentences is None or value < 1:
+            raise ValueError(
+                f"`{name}` is {value}: it must be at least 1, and needs `max_sentences` (`math.inf` for no limit)."
+            )
+    if "shortlist_size" in options and config.bag_of_words_weight == 0 and not fitted:
+        raise ValueError(
+            f"`shortlist_size` is {options['shortlist_size']}, and this model was not fitted: call `fit_shortlist` "
+            "with some text first. Or train it with a `bag_of_words_weight`, which is 0."
+        )
+    if "sentences_at_once" in options and config.next_latent_weight == 0:
+        raise ValueError(
+            f"`sentences_at_once` is {options['sentences_at_once']}, and `next_latent_weight` of this model 0: it has "
+            "not learned to look further than one sentence ahead. Train it with a weight above 0."
+        )
+
+
+def check_sentence_loop(input_ids: torch.Tensor, cache: Any, streamer: Any, synced_gpus: bool) -> None:
+    """Refuses what the sentence loop cannot do and transformers' own loop can."""
+    if cache is None:
+        raise ValueError("`use_cache` is False: the sentence loop (`max_sentences`) needs the cache.")
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"`streamer` came with a batch of {len(input_ids)}: sentences stream for a single row.")
+    if synced_gpus:
+        raise ValueError(
+            "`synced_gpus` is on: the sentence loop cannot wait for other processes. Leave `max_sentences` out."
+        )
