@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_sllm.modeling.sentence_decoder import reconstruction_states
+from hf_sllm.modeling.stream_layout import pad_rows
 
 from .sample import Sample
 
@@ -93,10 +94,8 @@ def predict(model: Any, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
     predictions = []
     sizes = [len(batch.layout.sentence_row) for batch in sample.batches]
     for batch, given in zip(sample.batches, latents.split(sizes), strict=True):
-        row, rank = batch.layout.sentence_row, batch.layout.sentence_rank
-        padded = given.new_zeros(len(batch.input_ids), int(rank.max()) + 1, *given.shape[1:])
-        padded = padded.index_put((row, rank), given)
-        index = torch.arange(padded.shape[1] + 1, device=row.device)
+        padded, _ = pad_rows(given, batch.layout.sentence_row, len(batch.input_ids))
+        index = torch.arange(padded.shape[1] + 1, device=padded.device)
         is_predicted = index < batch.predictions[:, None]
         predictions.append(model.predict_next_latents(padded, is_predicted[:, 1:])[is_predicted])
     return torch.cat(predictions)
@@ -112,6 +111,9 @@ def score_next_sentences(model: Any, sample: Sample, predicted: torch.Tensor | N
     sizes = [int(batch.predictions.sum()) for batch in sample.batches]
     given: Any = [None] * len(sizes) if predicted is None else predicted.split(sizes)
     for batch, latents in zip(sample.batches, given, strict=True):
+        if latents is not None:
+            row = torch.repeat_interleave(batch.predictions).to(latents.device)
+            latents, _ = pad_rows(latents, row, len(batch.input_ids))
         with latents_replaced(model.base_model.sentence_decoder, latents):
             logits = model(batch.input_ids, batch.attention_mask, use_cache=False).logits
         follows = batch.layout.token_rank > 0

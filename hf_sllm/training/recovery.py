@@ -13,13 +13,10 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from hf_sllm.data import document_ids
 from hf_sllm.evaluation import BitsPerByte, bits_per_byte, default_window, entropy_floor
+from hf_sllm.evaluation.memory import Change, changed_memory, of_another_text, of_newest_sentence
 from hf_sllm.modeling import SllmConfig
 
 from .recipe import ModelArguments, Recipe
@@ -37,11 +35,11 @@ LEAST_HEADROOM = 0.01
 RESULTS = "recovery.json"
 # The lines of the table, by the fields of `Recovery`; the first three are the models that are trained.
 LINES = {
-    "full": "token-level, full context",
-    "window": "token-level, window",
+    "full": "full context",
+    "window": "window",
     "sllm": "SLLM",
-    "another_memory": "SLLM, memory of another text",
-    "newest_only": "SLLM, newest sentence only",
+    "another_memory": "memory of another text",
+    "newest_only": "newest sentence only",
 }
 # Those below them are what `hf-sllm data casts` knows of its documents, by their columns.
 BOUNDS = {"floor": "bits", "forgets": "bits_forgetful"}
@@ -250,61 +248,14 @@ def nats_per_token(score: BitsPerByte) -> float:
     return score.bits * math.log(2) / score.tokens
 
 
-# Makes other arguments of those of `LatentMemory`: states, their sentence, the memory, the sentence of its entries.
-Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
-
-
-@contextmanager
-def changed_memory(model: Any, change: Change) -> Iterator[None]:
-    """Within it, an SLLM reads another memory than its own."""
-    shapes: list[torch.Size] = []
-
-    def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        shapes.append(arguments[0].shape)
-        return change(*arguments)
-
-    def after(_: Any, arguments: tuple[torch.Tensor, ...], states: torch.Tensor) -> torch.Tensor:
-        return states.view(shapes.pop())
-
-    memory = model.model.memory
-    handles = [memory.register_forward_pre_hook(before), memory.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def of_another_text(
-    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Each text of the batch reads the memory of the one before it, of as many sentences; a text alone in its batch
-    that of none."""
-    if len(states) == 1:
-        return states, sentence, memory, memory_sentence.masked_fill(memory_sentence > 0, -1)
-    return states, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)
-
-
-def of_newest_sentence(
-    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Each position reads the sentence before its own, and the start."""
-    row = torch.arange(len(states), device=states.device)[:, None]
-    newest = memory[row, sentence.clamp(max=memory.shape[1] - 1)]  # (batch, Q, num_latents, …)
-    # A text for each position, whose memory has two entries.
-    entries = torch.stack([memory[:, :1].expand_as(newest), newest], 2).flatten(0, 1)
-    numbers = torch.tensor([0, 1], device=states.device).expand(len(entries), -1)
-    return states.flatten(0, 1)[:, None], (sentence.flatten() > 0).long()[:, None], entries, numbers
-
-
 CONTROLS: dict[str, Change] = {"another_memory": of_another_text, "newest_only": of_newest_sentence}
 
 
 def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title: str, console: Console) -> None:
     """Prints a line for each model, the median over the seeds."""
     table = Table(title=title, box=SIMPLE_HEAD)
-    for name in ("", "nats per token", "bits per byte", "recovery", "of each seed", "parameters"):
-        table.add_column(name, justify="left" if not name else "right")
+    for name in ("", "nats per token", "bits per byte", "recovery", "each seed", "parameters"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=name in ("", "parameters"))
     unit = found[0].nats_per_bit_of_a_byte
     for name, label in (("floor", "floor: remembers"), ("forgets", "floor: forgets")):
         bits = bounds[name]
@@ -320,7 +271,7 @@ def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title
         parameters = f"{found[0].parameters[number]:,}" if number < len(found[0].parameters) else ""
         table.add_row(
             label, f"{nats:.4f}", f"{nats / unit:.4f}", f"{statistics.median(known):.1%}" if known else "–",
-            ", ".join("–" if share is None else f"{share:.1%}" for share in shares), parameters,
+            " ".join("–" if share is None else f"{share:.0%}" for share in shares), parameters,
         )  # fmt: skip
     console.print(table)
     if bounds["floor"] is not None and bounds["forgets"] is not None:

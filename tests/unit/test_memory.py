@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
-from hf_sllm.training.recovery import changed_memory, of_another_text, of_newest_sentence
+from hf_sllm.evaluation.memory import changed_memory, of_another_text, of_newest_sentence
 
 
 @torch.no_grad()
