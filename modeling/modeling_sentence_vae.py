@@ -3,12 +3,11 @@
 SentenceVAE, arXiv 2408.00655, section 3.1. Both are transformers built by `AutoModel` and driven by embeddings.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -42,15 +41,6 @@ class SentenceVaeOutput(ModelOutput):
     stop_logits: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-def adjust_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """What some language models do to the LM head's output: Granite and Cohere scale it, Gemma 2 caps it."""
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    if scale != 1.0:  # of a whole vocabulary, the product would be felt
-        logits = logits * scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class SentenceVaePreTrainedModel(PreTrainedModel):
@@ -90,6 +80,19 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
             new_embeddings.__class__ = LMHead
         self.lm_head = new_embeddings
 
+    def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """`(…, width)` states to `(…, vocab)` logits."""
+        return self.adjust_logits(self.lm_head(states))
+
+    def adjust_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some language models do to the LM head's output: Granite and Cohere scale it, Gemma 2 caps it."""
+        config = self.config.token_config
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        if scale != 1.0:  # of a whole vocabulary, the product would be felt
+            logits = logits * scale
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def sum_token_loss(
         self, states: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -97,8 +100,7 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         chunks from the states `(N, width)`. In training it is focal, if the config says so."""
         gamma = self.config.focal_gamma if self.training else 0.0
         if logits is None:
-            adjust = functools.partial(adjust_logits, config=self.config.token_config)
-            return chunked_token_loss(states, targets, self.lm_head, adjust, gamma)
+            return chunked_token_loss(states, targets, self.lm_head, self.adjust_logits, gamma)
         return token_loss(logits, targets, gamma)
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -143,9 +145,6 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
     def set_input_embeddings(self, value):
         self.sentence_encoder.model.set_input_embeddings(value)
 
-    def get_output_embeddings(self):
-        return self.lm_head
-
     def encode(
         self,
         input_ids: torch.Tensor,
@@ -173,10 +172,6 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             self.segmenter.closes,
             self.config.max_sentence_length,
         )
-
-    def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """`(…, width)` states to `(…, vocab)` logits."""
-        return adjust_logits(self.lm_head(states), self.config.token_config)
 
     def reconstruct(
         self,

@@ -7,7 +7,7 @@ predicted latents, tokens of j ──► SentenceDecoder ──► states, one f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .latent_memory import LatentMemory, MemoryLayer, init_memory_layer
 from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
-from .modeling_sentence_vae import SentenceVaePreTrainedModel, adjust_logits, unit_linear
+from .modeling_sentence_vae import SentenceVaePreTrainedModel, unit_linear
 from .sentence_decoder import SentenceDecoder, closed_reconstruction
 from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
@@ -134,12 +134,6 @@ class SllmModel(SllmPreTrainedModel):
         self.memory = None if config.memory is None else LatentMemory(config, width)
         self.segmenter = SentenceSegmenter(config)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.language_model.set_input_embeddings(value)
 
     def encode_sentences(
         self,
@@ -517,27 +511,13 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         self.tie_head(self.get_input_embeddings(), "lm_head.weight")
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
+    @wraps(SllmModel.encode_sentences)
+    def encode_sentences(self, *args, **kwargs):
+        return self.model.encode_sentences(*args, **kwargs)
 
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def encode_sentences(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        sentence_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `SllmModel.encode_sentences`."""
-        return self.model.encode_sentences(input_ids, attention_mask, sentence_ids)
-
-    def predict_next_latents(self, latents: torch.Tensor, sentence_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """See `SllmModel.predict_next_latents`."""
-        return self.model.predict_next_latents(latents, sentence_mask)
+    @wraps(SllmModel.predict_next_latents)
+    def predict_next_latents(self, *args, **kwargs):
+        return self.model.predict_next_latents(*args, **kwargs)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> list[torch.Tensor]:
@@ -554,14 +534,6 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             self.model.segmenter.closes,
             self.config.max_sentence_length,
         )
-
-    def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """`(…, width)` states to `(…, vocab)` logits."""
-        return self.adjust_logits(self.lm_head(states))
-
-    def adjust_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the backbone does to the LM head's output."""
-        return adjust_logits(logits, self.config.text_config)
 
     def forward(
         self,
