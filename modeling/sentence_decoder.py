@@ -226,11 +226,11 @@ def reconstruction_states(
         `(N, width)` from which each token is predicted, `(N, width)` at each token, and, if they are wanted, such
         states as the first of the input and of each layer.
     """
-    last_of_row = layout.token_rank == layout.row_length[layout.token_row] - 1
-    is_last = F.pad(layout.token_sentence.diff() != 0, (0, 1), value=True)
+    # Between the last token of a sentence and the first of the next one in the row is that one's prefix.
+    precedes = F.pad((layout.token_sentence.diff() != 0) & (layout.token_row.diff() == 0), (0, 1))
     window = decoder.config.decoder_context_length if context_length is None else context_length
-    positions = lay_out(layout.mask, layout.scatter(is_last & ~last_of_row), decoder.config.prefix_length, window == 0)
-    of_rows, _ = pad_rows(latents, layout.sentence_row, len(layout.row_length))
+    positions = lay_out(layout.mask, layout.scatter(precedes), decoder.config.prefix_length, window == 0)
+    of_rows, _ = pad_rows(latents, layout.sentence_row, len(layout.mask))
     states, layers = decoder(
         of_rows, token_embeds, positions, context_length=window, output_hidden_states=output_hidden_states
     )

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from .configuration_sentence_vae import SentenceVaeConfig
+from .sentence_segmentation import ranks
 from .stream_attention import run_packed
 
 # So many tokens a prefill encodes at once: enough to be fast, and few beside what it keeps of a long text.
@@ -80,17 +81,14 @@ class SentenceEncoder(nn.Module):
         parts. What is averaged are the embeddings, to which the states are added: a mean says from the first step on
         which words there were, and the transformer learns to say more."""
         count, sizes = self.config.num_latents, torch.bincount(sentence)
-        offset = torch.arange(len(sentence), device=sentence.device) - (sizes.cumsum(0) - sizes)[sentence]
-        part = sentence * count + offset * count // sizes[sentence]
+        part = sentence * count + ranks(sentence) * count // sizes[sentence]
         width = token_embeds.shape[-1:]
         states = F.rms_norm(token_embeds, width) + self.state_gate * self._run(token_embeds, sentence)
         total = states.new_zeros(len(sizes) * count, *width).index_add(0, part, states)
         return F.rms_norm(total, width).view(len(sizes), count, *width)  # a sum is a mean up to its length
 
     def _run(self, inputs_embeds: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
-        sizes = torch.bincount(piece)
-        position_ids = torch.arange(len(piece), device=piece.device) - (sizes.cumsum(0) - sizes)[piece]
-        return run_packed(self.model, inputs_embeds, piece, position_ids, causal=False, packed=self.packed)[0]
+        return run_packed(self.model, inputs_embeds, piece, ranks(piece), causal=False, packed=self.packed)[0]
 
 
 def encode_in_parts(

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 # Sentence-final punctuation of the larger scripts, then closing quotes and brackets, then space.
@@ -56,28 +57,29 @@ class SentenceLayout:
     Attributes:
         mask: `(batch, length)` bool, true where a token of these sentences is.
         token_index: `(N,)` index of each token in the flattened `(batch, length)` input.
+        token_sentence: `(N,)` its sentence, `0..S-1`.
+        token_closes: `(N,)` whether it closes its sentence.
         token_row: `(N,)` its row.
         token_rank: `(N,)` its number among the row's tokens.
-        token_sentence: `(N,)` its sentence, `0..S-1`.
         token_offset: `(N,)` its offset in the sentence.
-        token_closes: `(N,)` whether it closes its sentence.
         sentence_row: `(S,)` the row of each sentence.
         sentence_rank: `(S,)` its number among the row's sentences.
         sentence_closed: `(S,)` whether the input closes it.
-        row_length: `(batch,)` tokens of each row.
     """
 
     mask: torch.Tensor
     token_index: torch.Tensor
-    token_row: torch.Tensor
-    token_rank: torch.Tensor
     token_sentence: torch.Tensor
-    token_offset: torch.Tensor
     token_closes: torch.Tensor
-    sentence_row: torch.Tensor
-    sentence_rank: torch.Tensor
-    sentence_closed: torch.Tensor
-    row_length: torch.Tensor
+
+    def __post_init__(self):
+        self.token_row = self.token_index // self.mask.shape[1]
+        self.token_rank = ranks(self.token_row)
+        self.token_offset = ranks(self.token_sentence)
+        first = self.token_offset == 0
+        self.sentence_row = self.token_row[first]
+        self.sentence_rank = ranks(self.sentence_row)
+        self.sentence_closed = self.token_closes[first.roll(-1)]
 
     def scatter(self, values: torch.Tensor) -> torch.Tensor:
         """Values `(N, …)` of the tokens at their places in `(batch, length, …)`; zero elsewhere."""
@@ -90,26 +92,19 @@ class SentenceLayout:
 
     def from_sentence(self, first: torch.Tensor) -> "SentenceLayout":
         """The layout of each row from its sentence number `first`, `(batch,)`, on; ranks are counted from there."""
-        kept = self._select(self.sentence_rank >= first[self.sentence_row])
-        kept.token_rank = kept.token_rank - (self.row_length - kept.row_length)[kept.token_row]
-        kept.sentence_rank = kept.sentence_rank - first[kept.sentence_row]
-        return kept
+        return self._select(self.sentence_rank >= first[self.sentence_row])
 
     def _select(self, keep_sentence: torch.Tensor) -> "SentenceLayout":
         keep = keep_sentence[self.token_sentence]
-        return SentenceLayout(
-            mask=self.scatter(keep),
-            token_index=self.token_index[keep],
-            token_row=self.token_row[keep],
-            token_rank=self.token_rank[keep],
-            token_sentence=(keep_sentence.cumsum(0) - 1)[self.token_sentence[keep]],
-            token_offset=self.token_offset[keep],
-            token_closes=self.token_closes[keep],
-            sentence_row=self.sentence_row[keep_sentence],
-            sentence_rank=self.sentence_rank[keep_sentence],
-            sentence_closed=self.sentence_closed[keep_sentence],
-            row_length=torch.bincount(self.token_row[keep], minlength=len(self.row_length)),
-        )
+        sentence = (keep_sentence.cumsum(0) - 1)[self.token_sentence[keep]]
+        return SentenceLayout(self.scatter(keep), self.token_index[keep], sentence, self.token_closes[keep])
+
+
+def ranks(group: torch.Tensor) -> torch.Tensor:
+    """The number of each of N among those of its own group, `(N,)`; they lie group after group."""
+    order = torch.arange(len(group), device=group.device)
+    begins = F.pad(group.diff() != 0, (1, 0), value=True)[: len(group)]
+    return order - torch.where(begins, order, 0).cummax(0).values
 
 
 class SentenceSegmenter:
@@ -154,50 +149,20 @@ class SentenceSegmenter:
                 maximum length. The last one of a row stays open.
             boundary_dropout: Share of the ends of sentences to overlook, drawn at random.
         """
-        device = mask.device
-        batch_size, length = mask.shape
         token_index = mask.flatten().nonzero().squeeze(1)
-        total = len(token_index)
-        token_row = token_index // length
-        row_length = mask.sum(1)
-        row_start = row_length.cumsum(0) - row_length
-        order = torch.arange(total, device=device)
-        token_rank = order - row_start[token_row]
-
+        token_row = token_index // mask.shape[1]
+        ends_row = F.pad(token_row.diff() != 0, (0, 1), value=True)[: len(token_row)]
         if sentence_ids is None:
             strength = self.closing_strength(token_ids.flatten()[token_index])
         else:
-            ids = sentence_ids.flatten()[token_index]
-            strength = torch.zeros(total, dtype=torch.int32, device=device)
-            strength[:-1] = 3 * ((ids[1:] != ids[:-1]) & (token_row[1:] == token_row[:-1])).to(torch.int32)
-
+            ends = F.pad(sentence_ids.flatten()[token_index].diff() != 0, (0, 1))[: len(token_row)]
+            strength = 3 * (ends & ~ends_row).to(torch.int32)
         if boundary_dropout > 0:
-            strength = strength * (torch.rand(total, device=device) >= boundary_dropout)
-        starts = self._sentence_starts(strength, (row_start + row_length - 1)[token_row])
-        token_sentence = starts.cumsum(0) - 1
-        first = starts.nonzero().squeeze(1)  # (S,) each sentence's first token
-        token_offset = order - first[token_sentence]
-        is_last = torch.ones_like(starts)
-        is_last[:-1] = starts[1:]
-        token_closes = is_last & self._may_close(strength, token_offset + 1)
-        sentence_row = token_row[first]
-        sentences_of_row = torch.zeros(batch_size, dtype=torch.long, device=device)
-        sentences_of_row.scatter_add_(0, sentence_row, torch.ones_like(sentence_row))
-        sentence_rank = torch.arange(len(first), device=device)
-        sentence_rank = sentence_rank - (sentences_of_row.cumsum(0) - sentences_of_row)[sentence_row]
-        return SentenceLayout(
-            mask=mask,
-            token_index=token_index,
-            token_row=token_row,
-            token_rank=token_rank,
-            token_sentence=token_sentence,
-            token_offset=token_offset,
-            token_closes=token_closes,
-            sentence_row=sentence_row,
-            sentence_rank=sentence_rank,
-            sentence_closed=token_closes[is_last],
-            row_length=row_length,
-        )
+            strength = strength * (torch.rand(len(strength), device=mask.device) >= boundary_dropout)
+        starts = self._sentence_starts(strength, ends_row)
+        sentence = starts.cumsum(0) - 1
+        closes = starts.roll(-1) & self._may_close(strength, ranks(sentence) + 1)
+        return SentenceLayout(mask, token_index, sentence, closes)
 
     def _may_close(self, strength: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
         """Whether tokens of these strengths close sentences that have so many tokens with them."""
@@ -205,8 +170,8 @@ class SentenceSegmenter:
         least = [config.max_sentence_length, config.min_clause_length, config.min_sentence_length, 1]
         return size >= strength.new_tensor(least).clamp(max=config.max_sentence_length)[strength]
 
-    def _sentence_starts(self, strength: torch.Tensor, row_end: torch.Tensor) -> torch.Tensor:
-        """Whether each of the `(N,)` tokens begins a sentence; `row_end` is the last token of its row.
+    def _sentence_starts(self, strength: torch.Tensor, ends_row: torch.Tensor) -> torch.Tensor:
+        """Whether each of the `(N,)` tokens begins a sentence.
 
         A sentence that begins at token s ends at the first token that may close it, so the starts are the orbit of
         token 0 under "the token after the end of s". Doubling the step finds the whole orbit in log2(N) rounds.
@@ -217,7 +182,7 @@ class SentenceSegmenter:
         def with_length(length: int) -> torch.Tensor:  # where a sentence that begins here has so many tokens
             return order + length - 1
 
-        end = torch.minimum(with_length(self.config.max_sentence_length), row_end)
+        end = torch.minimum(with_length(self.config.max_sentence_length), _next_true(ends_row)[:-1])
         for closing, length in ((3, 1), (2, self.config.min_sentence_length), (1, self.config.min_clause_length)):
             end = torch.minimum(end, _next_true(strength == closing)[with_length(length).clamp(max=total)])
         step = torch.cat([end + 1, end.new_tensor([total])])

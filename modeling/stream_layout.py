@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .sentence_segmentation import ranks
+
 
 @dataclass
 class Stream:
@@ -164,10 +166,9 @@ def pad_rows(values: torch.Tensor, row: torch.Tensor, batch_size: int) -> tuple[
         row: `(S,)` the row of each, in order.
     """
     count = torch.bincount(row, minlength=batch_size)
-    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     padded = values.new_zeros(batch_size, int(count.max()), *values.shape[1:])
     mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
-    return padded.index_put((row, rank), values), mask
+    return padded.index_put((row, ranks(row)), values), mask
 
 
 def take(states: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
