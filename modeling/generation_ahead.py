@@ -179,9 +179,9 @@ def _decoder_rows(cache: SllmCache, count: int) -> SllmCache:
     """A cache for the decoder alone, of so many rows. What comes before is a hole in all rows but the first, which
     goes on where the text ends."""
     rows = SllmCache(cache.config)
-    kept = (cache.slots.index[0] >= cache.first_needed()[0]).nonzero().squeeze(1)
-    rows.slots = cache.slots.map(lambda values: values[:, kept].repeat(count, 1))
-    rows.slots.index[1:] = -1
+    kept = (cache.decoder.slots.index[0] >= cache.first_needed()[0]).nonzero().squeeze(1)
+    rows.decoder.slots = cache.decoder.slots.map(lambda values: values[:, kept].repeat(count, 1))
+    rows.decoder.slots.index[1:] = -1
     for number, layer in enumerate(cache.decoder.layers):
         keys, values = (states[:, :, kept].expand(count, -1, -1, -1) for states in (layer.keys, layer.values))
         rows.decoder.update(keys, values, number)

@@ -107,7 +107,7 @@ class SentenceDecoder(nn.Module):
         past_key_values = cache.decoder
         if self.config.conditioning == "cross_attention":
             past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
-        key = cache.append_slots(stream)
+        key = cache.decoder.append(stream)
         return run_stream(
             self.model, inputs_embeds, stream, True, context_length, key, past_key_values, attended, **kwargs
         )

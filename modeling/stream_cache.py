@@ -13,7 +13,26 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from .backbone_rows import RowCaches, backbone_cache
-from .stream_layout import Stream
+from .stream_layout import Stream, pad_rows
+
+
+class DecoderCache(DynamicCache):
+    """A decoder's keys and values, and where in its stream each of them stands."""
+
+    slots: Stream | None = None  # of (batch, entries); index -1 is a hole
+
+    def append(self, stream: Stream) -> Stream:
+        """Announces new entries, `(batch, new)`; returns all of them."""
+        self.slots = stream if self.slots is None else self.slots.followed_by(stream)
+        return self.slots
+
+    def keep(self, needed: torch.Tensor) -> None:
+        """Makes holes of the entries but for those needed, `(batch, entries)`; drops what is a hole in every row."""
+        kept = needed.any(0).nonzero().squeeze(1)
+        self.slots.index = self.slots.index.masked_fill(~needed, -1)
+        self.slots = self.slots.map(lambda values: values[:, kept])
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
 
 class SllmCache(Cache):
@@ -27,33 +46,27 @@ class SllmCache(Cache):
         super().__init__(layers=[])
         self.config = config
         self.language_model = backbone_cache(config.text_config, language_model)
-        self.decoder = DynamicCache()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.decoder = DecoderCache()
+        self.slots_wanted = 0  # the decoder's cache is trimmed when it has twice as many slots
         self.must_replay = False
-        self._forget()
-
-    # The state; None while the cache is empty.
-    token_ids: torch.Tensor  # (batch, length) what was seen, padding included
-    token_mask: torch.Tensor  # (batch, length) bool
-    token_closes: torch.Tensor  # (batch, length) bool
-    open_ids: torch.Tensor  # (batch, longest open sentence) the open sentences, left-aligned
-    open_length: torch.Tensor  # (batch,)
-    num_tokens: torch.Tensor  # (batch,) without padding
-    num_sentences: torch.Tensor  # (batch,) closed ones
-    entry_sentence: torch.Tensor  # (batch, entries of the backbone's cache) 0 start, j closed sentence j, -1 hole
-    slots: Stream  # of (batch, entries of the decoder's cache); index -1 is a hole
-    open_latents: torch.Tensor  # (batch, num_latents, width) what the open sentence cross-attends to
-    last_state: torch.Tensor  # (batch, width) from which the next token is predicted
-    memory: torch.Tensor  # (batch, entries of the backbone's cache, num_latents, …) what `LatentMemory` keeps of each
-    sentence_state: torch.Tensor  # (batch, width) of the backbone, from which the open sentence is predicted
-    slots_wanted: int  # the decoder's cache is trimmed when it has twice as many slots
-
-    def _forget(self) -> None:
-        self.token_ids = self.token_mask = self.token_closes = None
-        self.open_ids = self.open_length = None
-        self.num_tokens = self.num_sentences = None
-        self.entry_sentence = self.slots = self.open_latents = self.last_state = self.sentence_state = None
-        self.memory = None
-        self.slots_wanted = 0
+        # The rest is None while the cache is empty.
+        self.token_ids: torch.Tensor = None  # (batch, length) what was seen, padding included
+        self.token_mask: torch.Tensor = None  # (batch, length) bool
+        self.token_closes: torch.Tensor = None  # (batch, length) bool
+        self.open_ids: torch.Tensor = None  # (batch, longest open sentence) the open sentences, left-aligned
+        self.open_length: torch.Tensor = None  # (batch,)
+        self.num_tokens: torch.Tensor = None  # (batch,) without padding
+        self.num_sentences: torch.Tensor = None  # (batch,) closed ones
+        # (batch, entries of the backbone's cache) 0 for the start, j for the closed sentence j, -1 for a hole
+        self.entry_sentence: torch.Tensor = None
+        self.memory: torch.Tensor = None  # (batch, these entries, num_latents, …) what `LatentMemory` keeps of each
+        self.open_latents: torch.Tensor = None  # (batch, num_latents, width) what the open sentence cross-attends to
+        self.last_state: torch.Tensor = None  # (batch, width) from which the next token is predicted
+        # (batch, width) of the backbone, from which the open sentence is predicted
+        self.sentence_state: torch.Tensor = None
 
     @property
     def is_empty(self) -> bool:
@@ -101,6 +114,8 @@ class SllmCache(Cache):
             )
         self.language_model.crop(-count)
         self.entry_sentence = self.entry_sentence[:, :-count]
+        if self.memory is not None:  # nothing is written into it of sentences that did not come yet
+            self.memory = self.memory[:, : self.entry_sentence.shape[1]]
 
     @property
     def written(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,11 +132,6 @@ class SllmCache(Cache):
         for name in ("open_latents", "memory"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).clone())
-
-    def append_slots(self, stream: Stream) -> Stream:
-        """Announces new entries of the decoder's cache, `(batch, new)`; returns all of them."""
-        self.slots = stream if self.slots is None else self.slots.followed_by(stream)
-        return self.slots
 
     def attend(self, latents: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents to cross-attend to, those of the sentence open before and then the new ones, `(batch, L,
@@ -142,19 +152,10 @@ class SllmCache(Cache):
 
     def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
-        grown = (token_ids, mask, closes)
         if not self.is_empty:
-            before = (self.token_ids, self.token_mask, self.token_closes)
-            grown = tuple(torch.cat(pair, 1) for pair in zip(before, grown, strict=True))
-        # Tokens of the open sentence have no closing token at or after them.
-        new_open = mask & ~closes.flip(1).cummax(1).values.flip(1)
-        still_open = ~closes.any(1, keepdim=True)
-        old_ids = token_ids[:, :0] if self.open_ids is None else self.open_ids
-        old_length = mask.new_zeros(len(mask), dtype=torch.long) if self.open_length is None else self.open_length
-        old_open = still_open & (torch.arange(old_ids.shape[1], device=mask.device) < old_length[:, None])
-        self.token_ids, self.token_mask, self.token_closes = grown
-        self._set_open(torch.cat([old_ids, token_ids], 1), torch.cat([old_open, new_open], 1))
-        self._count()
+            token_ids = torch.cat([self.token_ids, token_ids], 1)
+            mask, closes = torch.cat([self.token_mask, mask], 1), torch.cat([self.token_closes, closes], 1)
+        self._set_tokens(token_ids, mask, closes)
         self._trim()
 
     def append_open(self, token_ids: torch.Tensor, mask: torch.Tensor) -> None:
@@ -170,17 +171,13 @@ class SllmCache(Cache):
         self.open_length, self.num_tokens = self.open_length + fed, self.num_tokens + fed
         self._trim()
 
-    def drop_slots_before(self, index: torch.Tensor) -> None:
-        """Forgets the decoder's positions before these `(batch, 1)`."""
-        self._keep_slots(self.slots.index >= index)
-
-    def _set_open(self, token_ids: torch.Tensor, is_open: torch.Tensor) -> None:
-        self.open_length = is_open.sum(1)
-        order = is_open.long().sort(dim=1, descending=True, stable=True).indices[:, : int(self.open_length.max())]
-        self.open_ids = token_ids.gather(1, order)
-
-    def _count(self) -> None:
-        self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
+    def _set_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
+        self.token_ids, self.token_mask, self.token_closes = token_ids, mask, closes
+        self.num_tokens, self.num_sentences = mask.sum(1), closes.sum(1)
+        # Tokens of the open sentence have no closing token at or after them.
+        is_open = mask & ~closes.flip(1).cummax(1).values.flip(1)
+        self.open_ids, real = pad_rows(token_ids[is_open], is_open.nonzero()[:, 0], len(mask))
+        self.open_length = real.sum(1)
 
     def first_needed(self) -> torch.Tensor:
         """`(batch,)` index of the first position of the stream that the next one may see."""
@@ -189,20 +186,16 @@ class SllmCache(Cache):
 
     def _trim(self) -> None:
         """Drops decoder slots that no row needs, but for some that `crop` may want back."""
-        if self.slots.index.shape[1] < 2 * max(self.slots_wanted, self.config.max_sentence_length):
+        if self.decoder.slots.index.shape[1] < 2 * max(self.slots_wanted, self.config.max_sentence_length):
             return
         slack = self.config.max_sentence_length + self.config.prefix_length  # a draft, and where its sentence begins
-        needed = self.slots.index >= self.first_needed()[:, None] - slack
-        self._keep_slots(needed & (self.slots.index >= 0))
-        self.slots_wanted = self.slots.index.shape[1]
+        self.drop_slots_before(self.first_needed()[:, None] - slack)
+        self.slots_wanted = self.decoder.slots.index.shape[1]
 
-    def _keep_slots(self, needed: torch.Tensor) -> None:
-        """Makes the other slots holes, and drops those that are holes in every row."""
-        keep = needed.any(0).nonzero().squeeze(1)
-        self.slots.index = self.slots.index.masked_fill(~needed, -1)
-        self.slots = self.slots.map(lambda values: values[:, keep])
-        for layer in self.decoder.layers:
-            layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
+    def drop_slots_before(self, index: torch.Tensor) -> None:
+        """Forgets the decoder's positions before these `(batch, 1)`."""
+        present = self.decoder.slots.index
+        self.decoder.keep((present >= index) & (present >= 0))
 
     # What transformers' generation asks of a cache.
 
@@ -233,9 +226,7 @@ class SllmCache(Cache):
 
     def reset(self) -> None:
         self.language_model.reset()
-        self.decoder = DynamicCache()
-        self.must_replay = False
-        self._forget()
+        self._begin()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last tokens, `-tokens_to_remove` of them.
@@ -254,24 +245,19 @@ class SllmCache(Cache):
         crosses_sentence = bool(self.token_closes[:, length:].any())
         if crosses_sentence:
             self.sentence_state = None
-        self.token_ids = self.token_ids[:, :length]
-        self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
-        self._set_open(self.token_ids, self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1))
-        self._count()
+        self._set_tokens(*(values[:, :length] for values in (self.token_ids, self.token_mask, self.token_closes)))
         # The state at the new end is not known: a row that gets nothing but padding next has no distribution.
         self.last_state = torch.zeros_like(self.last_state)
 
         stale = self.entry_sentence > self.num_sentences[:, None]
         self.entry_sentence = self.entry_sentence.masked_fill(stale, -1)
         holes = int((self.entry_sentence >= 0).any(0).flip(0).long().argmax())
-        if holes and self.language_model.is_croppable:
-            self.language_model.crop(-holes)
-            self.entry_sentence = self.entry_sentence[:, :-holes]
-            self.memory = None if self.memory is None else self.memory[:, :-holes]
+        if self.language_model.is_croppable:
+            self.drop_sentences(holes)
 
-        self._keep_slots((self.slots.index >= 0) & (self.slots.index < self.num_positions[:, None]))
-        first = self.first_needed()
-        present = (self.slots.index >= first[:, None]).sum(1)
+        index, first = self.decoder.slots.index, self.first_needed()
+        self.decoder.keep((index >= 0) & (index < self.num_positions[:, None]))
+        present = (self.decoder.slots.index >= first[:, None]).sum(1)
         lost_latents = crosses_sentence and self.open_latents is not None
         lost_slots = bool((present < self.num_positions - first).any())
         lost_sentences = crosses_sentence and isinstance(self.language_model, RowCaches)
@@ -292,5 +278,5 @@ class SllmCache(Cache):
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(self, name, function(value))
-        if self.slots is not None:
-            self.slots = self.slots.map(function)
+        if self.decoder.slots is not None:
+            self.decoder.slots = self.decoder.slots.map(function)
