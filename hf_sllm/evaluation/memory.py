@@ -35,7 +35,7 @@ def of_another_text(
     states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Each text of the batch reads the memory of the one before it, of as many sentences; a text alone in its batch
-    that of none."""
+    reads none."""
     if len(states) == 1:
         return states, sentence, memory, memory_sentence.masked_fill(memory_sentence > 0, -1)
     return states, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)

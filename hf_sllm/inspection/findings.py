@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .latents import AFTER_OTHER, DRAWN, HIDDEN, NOISE, NOISY, NOISY_BEFORE, OTHER, START, TRUE
+from .latents import AFTER_OTHER, DRAWN, HIDDEN, NOISE, NOISY, NOISY_BEFORE, OTHER, OTHER_MEMORY, START, TRUE
 from .results import LatentHealth
 from .scores import Reading
 
@@ -46,15 +46,23 @@ def wrong_with_use(health: LatentHealth) -> Iterator[str]:
         # What the means of wide Gaussians tell is lost on a decoder that was trained on draws.
         own = DRAWN if DRAWN in nats else TRUE
         least = NO_DIFFERENCE * nats[own]
-        if min(nats[HIDDEN], nats[OTHER]) - nats[own] < least:
+        if OTHER_MEMORY not in nats and min(nats[HIDDEN], nats[OTHER]) - nats[own] < least:
             yield (
                 f"Unused latents ({title}): {nats[own]:.3f} nats per token with them, {nats[HIDDEN]:.3f} with them "
                 f"hidden, {nats[OTHER]:.3f} with those of another text."
             )
             continue
-        replaced = [latents for latents in (HIDDEN, OTHER, AFTER_OTHER, START) if latents in nats]
+        # With a memory, the sentence level is what is predicted and what is remembered.
+        alternatives = (OTHER_MEMORY,) if OTHER_MEMORY in nats else (HIDDEN, OTHER, AFTER_OTHER, START)
+        replaced = [latents for latents in alternatives if latents in nats]
         worth = min(nats[latents] for latents in replaced) - nats[own]
         if worth < least:
+            if OTHER_MEMORY in nats:
+                yield (
+                    f"Unused memory ({title}): {nats[own]:.3f} nats per token, {nats[OTHER_MEMORY]:.3f} with latents "
+                    "and memory of another text."
+                )
+                continue
             yield (
                 f"Unread sentences ({title}): {nats[own]:.3f} nats per token, {nats[AFTER_OTHER]:.3f} if the "
                 f"backbone has read as many sentences of other texts, {nats[START]:.3f} if it has read none."

@@ -16,6 +16,7 @@ HIDDEN = "hidden (zero)"
 OTHER = "of another text"
 AFTER_OTHER = "predicted after another text"
 START = "predicted after nothing"
+OTHER_MEMORY = "and memory of another text"
 NOISY = "with noise"
 NOISY_BEFORE = "with noise before the backbone"
 
@@ -44,6 +45,9 @@ def decoder_inputs(
         other = mean[of_other_documents(sample.document, generator).to(mean.device)]
         yield "next_sentence", AFTER_OTHER, 0.0, predict(model, sample, other)
         yield "next_sentence", START, 0.0, predicted[:1].expand_as(predicted)
+        if model.model.memory is not None:
+            lent = predicted[of_other_documents(sample.predicted_document, generator).to(predicted.device)]
+            yield "next_sentence", OTHER_MEMORY, 0.0, lent
         if drawn is not None:
             yield "next_sentence", DRAWN, 0.0, predict(model, sample, drawn)
         for noise, latents in with_noise(mean, generator):

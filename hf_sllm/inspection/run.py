@@ -1,14 +1,16 @@
 """Inspects a model's latents: what they hold, what of it reaches the text, and what is left under noise."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_sllm.evaluation.loop import evaluation_mode, with_bar
+from hf_sllm.evaluation.memory import changed_memory, of_another_text
 
-from .latents import HIDDEN, NOISE, OTHER, TRUE, decoder_inputs
+from .latents import HIDDEN, NOISE, OTHER, OTHER_MEMORY, TRUE, decoder_inputs
 from .results import Information, LatentHealth
 from .sample import take_sample
 from .scores import Reading, encode, score_next_sentences, score_reconstruction, summarize
@@ -58,7 +60,8 @@ def inspect_latents(
                 scores = score_reconstruction(model, sample, given, write=name not in (HIDDEN, OTHER))
             else:
                 # The model's own forward pass, with nothing replaced, gives the figures to compare with.
-                scores = score_next_sentences(model, sample, None if name == TRUE else given)
+                with changed_memory(model, of_another_text) if name == OTHER_MEMORY else nullcontext():
+                    scores = score_next_sentences(model, sample, None if name == TRUE else given)
             readings[task].append(summarize(name, noise, sample, scores))
 
     units = mean.flatten(1).double().cpu()  # (S, units)
