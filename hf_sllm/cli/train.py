@@ -46,9 +46,9 @@ def recovery(
     """Train an SLLM and two token-level models: of what a window loses, how much does the sentence level recover?"""
     with told_plainly():
         from hf_sllm.training import load_recipe
-        from hf_sllm.training.recovery import measure_recovery
+        from hf_sllm.training.recovery import recovery as run
 
-        measure_recovery(load_recipe(recipe, output_dir), seed, resume)
+        run(load_recipe(recipe, output_dir), seed, resume)
 
 
 @app.command("layers")

@@ -93,9 +93,7 @@ class Recovery:
         }
 
 
-def measure_recovery(
-    recipe: Recipe, seeds: list[int], resume: bool = False, console: Console | None = None
-) -> list[Recovery]:
+def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Console | None = None) -> list[Recovery]:
     """Trains the three models for each seed, measures them and prints the table.
 
     Everything is saved under the recipe's `output_dir`, the figures in `recovery.json`.

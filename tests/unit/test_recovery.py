@@ -17,7 +17,7 @@ from hf_sllm.cli import app
 from hf_sllm.data import BlockCollator, CastSettings, write_casts
 from hf_sllm.evaluation.memory import changed_memory, of_another_text
 from hf_sllm.training import load_recipe, run
-from hf_sllm.training.recovery import LINES, Recovery, measure_recovery, print_recovery, token_level
+from hf_sllm.training.recovery import LINES, Recovery, print_recovery, recovery, token_level
 
 WINDOW = 6
 SHAPE = {
@@ -84,7 +84,7 @@ def trained(file):
     recipe, shown = load_recipe(file), console()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "BlockCollator", Recorded)
-        (found,) = measure_recovery(recipe, [3], console=shown)
+        (found,) = recovery(recipe, [3], console=shown)
     return SimpleNamespace(
         found=found,
         printed=shown.export_text(),
@@ -165,7 +165,7 @@ def test_the_command_resumes_without_training_again(trained, file):
 def test_what_another_recipe_trained_is_not_taken_for_this_ones(trained, file):
     changes = {"sllm_config": {"sentence_decoder_config": {**SHAPE, "intermediate_size": 40}}}
     with pytest.raises(ValueError, match=r"seed-3/full holds a model of [\d,]+ parameters.*: delete the folder"):
-        measure_recovery(load_recipe(file, changes=changes), [3], resume=True, console=console())
+        recovery(load_recipe(file, changes=changes), [3], resume=True, console=console())
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(file, tmp
     changes = {name: value for name, value in changes.items() if name not in left_out}
     recipe = load_recipe(tmp_path / "recipe.yaml", tmp_path / "out", changes)
     with pytest.raises(ValueError, match=message):
-        measure_recovery(recipe, [0], console=console())
+        recovery(recipe, [0], console=console())
     assert not (tmp_path / "out").exists()
 
 
