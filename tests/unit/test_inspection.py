@@ -23,7 +23,6 @@ from hf_sllm.inspection.latents import (
     NOISY_BEFORE,
     OTHER,
     OTHER_MEMORY,
-    OTHER_MEMORY,
     START,
     TRUE,
     of_other_documents,
