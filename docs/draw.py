@@ -230,7 +230,10 @@ def draw_steps(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
         cache = model(token_id.view(1, 1), past_key_values=cache, use_cache=True).past_key_values
         if begins:  # whatever a text begins with, the encoder is called; here on a sentence that nobody reads
             ran.discard("encoder")
-        held = {"decoder": int((cache.decoder.slots.index >= 0).sum()), "backbone": int((cache.entry_sentence >= 0).sum())}
+        held = {
+            "decoder": int((cache.decoder.slots.index >= 0).sum()),
+            "backbone": int((cache.entry_sentence >= 0).sum()),
+        }
         steps.append({name: str(held.get(name, "")) if name in ran else None for name in parts})
     for hook in hooks:
         hook.remove()
