@@ -1,4 +1,4 @@
-"""Tokens trained on in a second, of an SLLM and of its bare backbone by turns."""
+"""What training costs: tokens in a second, of an SLLM and of its bare backbone by turns, and operations per token."""
 
 import statistics
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import timer
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 
@@ -77,9 +79,26 @@ def training_step(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, token_ids: torch.Tensor, bf16: bool
 ) -> None:
     """One step, as `SllmTrainer` takes it."""
-    kwargs = {"skip_logits": True} if model.config.model_type == "sllm" else {}
     with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
-        loss = model(input_ids=token_ids, labels=token_ids, use_cache=False, **kwargs).loss
+        loss = training_loss(model, token_ids)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def training_flops(model: PreTrainedModel, token_ids: torch.Tensor) -> int:
+    """FLOPs of the forward and the backward pass over `(batch, length)` tokens, as torch's `FlopCounterMode` counts them:
+    those of all matrix products. It does not know the fused attention of CPUs, so attention is computed without.
+    It counts all pairs of positions, also those that a mask hides.
+    """
+    model.train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        training_loss(model, token_ids).backward()
+    model.zero_grad()
+    return counter.get_total_flops()
+
+
+def training_loss(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """The loss of `(batch, length)` tokens, without logits that nobody reads."""
+    kwargs = {"skip_logits": True} if model.config.model_type == "sllm" else {}
+    return model(input_ids=token_ids, labels=token_ids, use_cache=False, **kwargs).loss

@@ -16,6 +16,7 @@ ROWS_AT_A_TIME = 16
 
 # Columns that are kept beside the text, where there are any.
 BITS = ("bits", "bits_forgetful")
+FACTS = "facts"
 
 Names = str | Path | Sequence[str | Path]
 
@@ -61,7 +62,7 @@ def load_documents(
 
     Returns:
         A dataset with the column `text`, and, if the first document has them, `bits`, the information content of each,
-        and `bits_forgetful`, the same for a writer who forgets (see `casts`).
+        `bits_forgetful`, the same for a writer who forgets, and `facts` (see `casts`).
 
     Raises:
         ValueError: If there is no such file or dataset, it cannot be read, or it holds no text.
@@ -153,7 +154,7 @@ def _stream(sources: list[Source], text_column: str, limit: int | None) -> Itera
     if limit is not None:
         # Only lists are divided among workers, and none alone would know which documents are the first ones.
         shards = tuple(shards)
-    first = next(_documents(shards, streams, text_column, limit, ("text", *BITS)), None)
+    first = next(_documents(shards, streams, text_column, limit, ("text", *BITS, FACTS)), None)
     if first is None:
         raise _no_documents(sources)
     features = _features(first)
@@ -203,10 +204,12 @@ def _rows(stream: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
 
 def _features(document: dict[str, Any]) -> Features:
     """The columns of documents of which this is the first."""
-    from datasets import Features, Value
+    from datasets import Features, List, Value
 
-    bits = {name: Value("float64") for name in BITS if isinstance(document.get(name), (int, float))}
-    return Features({"text": Value("string"), **bits})
+    kept: dict[str, Any] = {name: Value("float64") for name in BITS if isinstance(document.get(name), (int, float))}
+    if isinstance(document.get(FACTS), list):
+        kept[FACTS] = List(List(Value("int64")))
+    return Features({"text": Value("string"), **kept})
 
 
 def _is_document(text: Any, place: str, index: int, text_column: str) -> bool:

@@ -69,4 +69,4 @@ def open_config(name: str, model_type: str, fields: dict[str, Any]) -> Any:
     unknown = sorted(set(fields) - set(type(config).__dataclass_fields__))
     if unknown:
         raise TypeError(f"`sllm_config` has {', '.join(unknown)}, and {type(config).__name__} no such field.")
-    return AutoConfig.from_pretrained(name, **fields)
+    return type(config).from_dict({**config.to_dict(), **fields})

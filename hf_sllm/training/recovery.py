@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data import document_ids
-from hf_sllm.evaluation import BitsPerByte, bits_per_byte, default_window, entropy_floor
+from hf_sllm.evaluation import BitsPerByte, default_window, entropy_floor, score_documents, total_bits
+from hf_sllm.evaluation.facts import FactScore, fact_scores
 from hf_sllm.evaluation.memory import Change, changed_memory, of_another_text, of_newest_sentence
 from hf_sllm.modeling import SllmConfig
 
@@ -59,6 +60,7 @@ class Recovery:
         tokens_seen: Tokens trained on, by each.
         minutes: Wall time of each training: full, window, SLLM.
         parameters: Of each.
+        facts: Of each model and control the `FactScore` of each distance, where the texts tell their facts.
     """
 
     seed: int
@@ -71,6 +73,7 @@ class Recovery:
     tokens_seen: int
     minutes: list[float]
     parameters: list[int]
+    facts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def headroom(self) -> float:
@@ -125,11 +128,16 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
     window = default_window(*untrained.values())
     batch_size, show = training.per_device_eval_batch_size, is_first and not training.disable_tqdm
 
-    def nats(model: PreTrainedModel, batch_size: int = batch_size) -> BitsPerByte:
-        return bits_per_byte(model, tokenizer, valid, batch_size, show, window=window)
+    facts: dict[str, tuple[FactScore, ...]] = {}
+
+    def score(model: PreTrainedModel, name: str = "", batch_size: int = batch_size) -> BitsPerByte:
+        scores = list(score_documents(model, tokenizer, valid, window=window, batch_size=batch_size, progress=show))
+        if name and "facts" in valid.column_names:
+            facts[name] = fact_scores(scores, valid)
+        return total_bits(scores)
 
     def measure_in_training(model: PreTrainedModel) -> dict[str, float]:
-        return {"bits_per_byte": nats(model).bits_per_byte}
+        return {"bits_per_byte": score(model).bits_per_byte}
 
     bounds = {name: entropy_floor(valid, column) for name, column in BOUNDS.items()}
     found = []
@@ -146,15 +154,16 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
             models[name] = load_trained(folder, "sllm")
             check_shape(models[name], untrained[name], folder)
             models[name].to(training.device)  # type: ignore[arg-type]
-        scored = {name: nats(model) for name, model in models.items()}
+        scored = {name: score(model, name) for name, model in models.items()}
         controls: dict[str, float | None] = dict.fromkeys(CONTROLS)
         if models["sllm"].model.memory is not None:
             for name, change in CONTROLS.items():
                 with changed_memory(models["sllm"], change):
-                    controls[name] = nats_per_token(nats(models["sllm"], max(batch_size, 2)))
+                    controls[name] = nats_per_token(score(models["sllm"], name, max(batch_size, 2)))
         found.append(
             Recovery(
                 seed=seed,
+                facts={name: [asdict(group) for group in groups] for name, groups in facts.items()},
                 full=nats_per_token(scored["full"]),
                 window=nats_per_token(scored["window"]),
                 sllm=nats_per_token(scored["sllm"]),
@@ -277,9 +286,31 @@ def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title
             bounds["forgets"] - bounds["floor"]
         )
         console.print(f"Full context has gone {way:.0%} of the way from forgetting to the floor.")
+    print_facts(found, console)
     headroom = statistics.median(one.headroom for one in found)
     if headroom < LEAST_HEADROOM:
         console.print(
             f"Full context is worth {headroom:.4f} nats per token here, less than {LEAST_HEADROOM}: this text cannot "
             "show whether anything is brought back."
         )
+
+
+def print_facts(found: list[Recovery], console: Console) -> None:
+    """Prints what the words cost that follow from what was said so many sentences back, the median over the seeds."""
+    if not all(one.facts for one in found):
+        return
+    groups = found[0].facts["full"]
+    table = Table(title="nats of a word that follows from what was said, and how often it is known", box=SIMPLE_HEAD)
+    table.add_column("sentences back")
+    for group in groups:
+        last = "and more" if group["farthest"] is None else f"to {group['farthest']}"
+        table.add_column(f"{group['nearest']} {last}", justify="right")
+    table.add_row("words", *(f"{group['words']:,}" for group in groups))
+    for name, label in LINES.items():
+        if all(name in one.facts for one in found):
+            columns = zip(*(one.facts[name] for one in found), strict=True)
+            medians = [
+                [statistics.median(group[key] for group in column) for key in ("nats", "known")] for column in columns
+            ]
+            table.add_row(label, *(f"{nats:.3f} ({known:.0%})" for nats, known in medians))
+    console.print(table)

@@ -115,9 +115,7 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     return results
 
 
-def read_texts(
-    recipe: Recipe, output_dir: Path, resume: bool
-) -> tuple[PreTrainedTokenizerBase, "Dataset", list[dict[str, Any]]]:
+def read_texts(recipe: Recipe, output_dir: Path, resume: bool) -> tuple[PreTrainedTokenizerBase, "Dataset", "Dataset"]:
     """The tokenizer, the blocks to train on, and the documents to measure on."""
     arguments, data, training = recipe
     # Processes that share a disk share what is written: one trains the tokenizer, the others read it.

@@ -22,10 +22,12 @@ NEW_PARTS = {
     "latent_output",
     "latent_prefix",
     "latent_queries",
+    "memory",
     "next_latent_head",
     "sentence_start",
     "shortlist_head",
     "start_latents",
+    "state_gate",
     "stop_head",
 }
 

@@ -136,7 +136,8 @@ def test_what_is_printed_is_in_the_file(trained):
     assert kept["recovery"] == kept["recovered"]["sllm"]
     assert kept["headroom"] == kept["window"] - kept["full"]
     assert 0 < kept["floor"] < kept["forgets"]
-    rows = {line[:26].strip(): line[26:].split() for line in trained.printed.splitlines()}
+    table, facts = trained.printed.split("nats of a word")
+    rows = {line[:26].strip(): line[26:].split() for line in table.splitlines()}
     unit = kept["nats_per_bit_of_a_byte"]
     for name, label in (("floor", "floor: remembers"), ("forgets", "floor: forgets")):
         assert rows[label] == [f"{kept[name] * unit:.4f}", f"{kept[name]:.4f}"]
@@ -147,6 +148,9 @@ def test_what_is_printed_is_in_the_file(trained):
         assert rows[label] == [
             f"{kept[name]:.4f}", f"{kept['bits_per_byte'][name]:.4f}", *shown, *parameters,
         ]  # fmt: skip
+        (line,) = (line for line in facts.splitlines() if line.strip().startswith(label + " "))
+        expected = [f"{group['nats']:.3f} ({group['known']:.0%})" for group in kept["facts"][name]]
+        assert line.strip().removeprefix(label).split() == " ".join(expected).split()
 
 
 def test_the_command_resumes_without_training_again(trained, file):
