@@ -31,6 +31,7 @@ class Settings:
         runs: How many times each side is timed.
         preset: Of the SLLM: "default" or "paper", see `from_backbone`.
         sentences_at_once: How many the SLLM writes side by side, see `generate`; more than 1 for single texts only.
+        memory_layers: Of the SLLM's memory, with 4 latents for each sentence; 0 for none.
     """
 
     shapes: str = "smollm2-135m"
@@ -45,6 +46,7 @@ class Settings:
     runs: int = 5
     preset: str = "default"
     sentences_at_once: int = 1
+    memory_layers: int = 0
 
     def check(self) -> None:
         """

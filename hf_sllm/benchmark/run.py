@@ -15,7 +15,7 @@ from .generation import Side, check_lengths, make_sides, measure_generation
 from .profile import ProfileReport, profile_sides
 from .results import DTYPES, Benchmark, Settings, compare, make_row
 from .roofline import memory_bandwidth, weights_read
-from .shapes import fit_shortlist, make_pair, random_text
+from .shapes import fit_shortlist, make_pair, memory_fields, random_text
 from .training import TrainingReport, measure_training
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def benchmark_generation(
             settings.decoder_layers,
             settings.preset,
             next_latent_weight=0.0 if settings.sentences_at_once == 1 else 1.0,
+            **memory_fields(settings.memory_layers),
         )
     )
     if settings.shortlist_size is not None:

@@ -96,6 +96,11 @@ def make_pair(
     )
 
 
+def memory_fields(layers: int) -> dict[str, Any]:
+    """The fields of `SllmConfig` of a memory with so many layers; none for 0."""
+    return {"num_latents": 4, "pooling": "parts", "memory": {"num_layers": layers}} if layers else {}
+
+
 def backbone_config(shapes: str) -> PreTrainedConfig:
     """The config of a backbone."""
     if shapes in SHAPES:

@@ -20,9 +20,11 @@ def print_benchmark(found: Benchmark, console: Console) -> None:
     """The figures of each side, how they compare, and what the memory's bandwidth allows."""
     settings = found.settings
     preset = "" if settings.preset == "default" else f"preset {settings.preset}, "
+    memory = f"memory of {settings.memory_layers}, " if settings.memory_layers else ""
     console.print(
         f"{settings.shapes}, {preset}{settings.dtype}, {found.device}, {found.threads} threads, decoder of "
-        f"{found.decoder_layers} layers, sentences of {settings.sentence_length}, {settings.new_tokens} new tokens, "
+        f"{found.decoder_layers} layers, {memory}sentences of {settings.sentence_length}, "
+        f"{settings.new_tokens} new tokens, "
         f"{'' if settings.sentences_at_once == 1 else f'{settings.sentences_at_once} at once, '}"
         f"{'whole LM head' if settings.shortlist_size is None else f'lists of {settings.shortlist_size} tokens'}, "
         f"median of {settings.runs} runs; memory is read at {found.bandwidth / 1e9:.1f} GB/s",

@@ -45,6 +45,7 @@ def bench_generation(
         int | None, typer.Option(min=1, help="The SLLM chooses each sentence's among so many.")
     ] = None,
     sentences_at_once: Annotated[int, typer.Option(min=1, help="The SLLM writes so many side by side.")] = 1,
+    memory_layers: Annotated[int, typer.Option(min=0, help="Of the SLLM's memory; 0 for none.")] = 0,
     compiled: Annotated[bool, typer.Option("--compiled", help="Also the backbone compiled, static cache.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="How many times each side is timed.")] = 5,
     output: Annotated[Path | None, typer.Option(help="A folder for bench.json and bench.png.")] = None,
@@ -71,6 +72,7 @@ def bench_generation(
             runs,
             preset,
             sentences_at_once,
+            memory_layers,
         )
         keep = None if output is None else lambda found: found.save(output / "bench.json")
         found = benchmark_generation(settings, keep=keep)
