@@ -30,9 +30,9 @@ class Rows:
         self.do_sample = generation_config.do_sample
         padding = generation_config._pad_token_tensor
         self.pad_token_id = 0 if padding is None else int(padding)
-        keeps = generation_config.return_dict_in_generate
-        self.scores: list[torch.Tensor] | None = [] if keeps and generation_config.output_scores else None
-        self.logits: list[torch.Tensor] | None = [] if keeps and generation_config.output_logits else None
+        self.returns_dict = generation_config.return_dict_in_generate
+        self.scores: list[torch.Tensor] | None = [] if self.returns_dict and generation_config.output_scores else None
+        self.logits: list[torch.Tensor] | None = [] if self.returns_dict and generation_config.output_logits else None
         self.newest: tuple[torch.Tensor] | None = None  # of the scores, if kept, what criteria look at
 
     def write(self, logits: torch.Tensor, logits_processor: Callable) -> None:
@@ -72,6 +72,17 @@ class Rows:
         self.waiting = [False] * len(feeding)
         return feeding, True
 
+    def output(self, cache: Any) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns: the ids, and if asked what is kept beside them."""
+        if not self.returns_dict:
+            return self.ids
+        # In a batch, rows that waited have columns in the cache that the text has not.
+        cache = cache if len(self.ids) == 1 else None
+        if cache is not None:
+            cache.leave_inference_mode()
+        scores, logits = (None if steps is None else tuple(steps) for steps in (self.scores, self.logits))
+        return GenerateDecoderOnlyOutput(sequences=self.ids, scores=scores, logits=logits, past_key_values=cache)
+
     def _append(self) -> None:
         places = {row: self.lengths[row] for row, writes in enumerate(self.writing) if writes}
         if self.ids.shape[1] in places.values():
@@ -103,23 +114,3 @@ def choose(rows: list[bool], values: torch.Tensor, others: torch.Tensor) -> torc
     if all(rows):
         return values
     return torch.where(torch.tensor(rows, device=values.device).view(-1, *[1] * (values.dim() - 1)), values, others)
-
-
-def generated(
-    token_ids: torch.Tensor,
-    scores: list[torch.Tensor] | None,
-    logits: list[torch.Tensor] | None,
-    cache: Any,
-    generation_config: Any,
-) -> torch.Tensor | GenerateDecoderOnlyOutput:
-    """What `generate` returns: `(batch, length)` ids, and if asked what was kept beside them."""
-    if not generation_config.return_dict_in_generate:
-        return token_ids
-    if cache is not None:
-        cache.leave_inference_mode()
-    return GenerateDecoderOnlyOutput(
-        sequences=token_ids,
-        scores=None if scores is None else tuple(scores),
-        logits=None if logits is None else tuple(logits),
-        past_key_values=cache,
-    )

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationMixin
 
 from .generation_ahead import write_in_parallel
-from .generation_rows import Rows, choose, generated
+from .generation_rows import Rows, choose
 from .stream_cache import SllmCache
 from .token_shortlist import ShortlistedHead, fit_directions
 from .validation_inputs import check_generation, check_sentence_loop
@@ -98,13 +98,9 @@ class SllmGenerationMixin(GenerationMixin):
         # Stop strings need a tokenizer, and transformers hands it on to where it is of no use.
         return super().prepare_inputs_for_generation(*args, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         made = model_kwargs.get("past_key_values")
         if given is None and made is not None:
             # The backbone's cache may be any that transformers makes; ours goes around it.
@@ -153,8 +149,7 @@ class SllmGenerationMixin(GenerationMixin):
 
         if streamer is not None:
             streamer.end()
-        # In a batch, rows that waited have columns in the cache that the text has not.
-        return generated(rows.ids, rows.scores, rows.logits, cache if len(input_ids) == 1 else None, generation_config)
+        return rows.output(cache)
 
     @torch.inference_mode()  # cheaper than `no_grad`, which processors and criteria still have
     def _feed(

@@ -14,9 +14,10 @@ from transformers.utils import ModelOutput
 from .backbone_loading import FromBackboneMixin
 from .configuration_sentence_vae import SentenceVaeConfig
 from .latent_objectives import kl_divergence, sample_latents
-from .sentence_decoder import SentenceDecoder, reconstruction_states
+from .sentence_decoder import SentenceDecoder, reconstruction_states, write_greedily
 from .sentence_encoder import SentenceEncoder
-from .sentence_segmentation import SentenceSegmenter
+from .sentence_segmentation import SentenceLayout, SentenceSegmenter
+from .stream_attention import each
 from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
 from .validation_inputs import check_inputs, check_mask, check_skip_logits, warn_of_attentions
 
@@ -79,6 +80,35 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         if type(new_embeddings) is nn.Linear:  # as a resized vocabulary brings
             new_embeddings.__class__ = LMHead
         self.lm_head = new_embeddings
+
+    def embeds_of(
+        self, token_index: torch.Tensor, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`(K, width)` embeddings of some tokens of a batch: of a long text all at once would be large."""
+        if inputs_embeds is not None:
+            return inputs_embeds.flatten(0, 1)[token_index]
+        return self.get_input_embeddings()(input_ids.flatten()[token_index])
+
+    def encode_all(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, sentence_ids: torch.Tensor | None
+    ) -> tuple[SentenceLayout, torch.Tensor]:
+        """The S sentences of a `(batch, length)` input, and their latents `(S, num_latents, latent_size)`."""
+        shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
+        mask = check_mask(attention_mask, shape, input_ids.device)
+        layout = self.segmenter.layout(input_ids, mask, sentence_ids)
+        return layout, self.sentence_encoder(self.embeds_of(layout.token_index, input_ids), layout.token_sentence)[0]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Greedily writes one sentence from each of the `(sentences, num_latents, latent_size)` latents, predicted or
+        encoded, without the context before it.
+
+        Returns:
+            One tensor of token ids for each sentence.
+        """
+        body = getattr(self, "model", self)
+        parts = (self.get_input_embeddings(), self.compute_logits, body.segmenter.closes)
+        return write_greedily(body.sentence_decoder, latents, *parts)
 
     def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
         """`(…, width)` states to `(…, vocab)` logits."""
@@ -152,26 +182,11 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         sentence_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The latents `(sentences, num_latents, latent_size)` of the sentences of a `(batch, length)` input."""
-        shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
-        mask = check_mask(attention_mask, shape, input_ids.device)
-        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
-        embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
-        return self.sentence_encoder(embeds, layout.token_sentence)[0]
+        return self.encode_all(input_ids, attention_mask, sentence_ids)[1]
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[torch.Tensor]:
-        """Greedily writes one sentence from each of the `(sentences, num_latents, latent_size)` latents.
-
-        Returns:
-            One tensor of token ids for each sentence.
-        """
-        return self.sentence_decoder.write(
-            latents,
-            self.get_input_embeddings(),
-            self.compute_logits,
-            self.segmenter.closes,
-            self.config.max_sentence_length,
-        )
+        """See `decode_latents`."""
+        return self.decode_latents(latents)
 
     def reconstruct(
         self,
@@ -214,8 +229,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         mask = check_mask(attention_mask, shape, device)
         overlooked = self.config.boundary_dropout if self.training else 0.0
         layout = self.segmenter.layout(input_ids, mask, sentence_ids, overlooked)
-        table = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-        embeds = table.flatten(0, 1)[layout.token_index]  # (N, width)
+        embeds = self.embeds_of(layout.token_index, input_ids, inputs_embeds)  # (N, width)
         mean, log_variance = self.sentence_encoder(embeds, layout.token_sentence)
         latents = sample_latents(self.config, mean, log_variance, self.training)
 
@@ -245,9 +259,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             latents=latents,
             stop_logits=None if token_stops is None else layout.scatter(token_stops),
             losses=losses,
-            hidden_states=None
-            if layers is None
-            else tuple(None if layer is None else layout.scatter(layer) for layer in layers),
+            hidden_states=each(layout.scatter, layers) or None,
         )
         return output if return_dict is not False else output.to_tuple()
 

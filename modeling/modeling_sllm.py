@@ -26,6 +26,7 @@ from .modeling_sentence_vae import SentenceVaePreTrainedModel, unit_linear
 from .sentence_decoder import SentenceDecoder, closed_reconstruction
 from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
+from .stream_attention import each
 from .stream_cache import SllmCache
 from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, tail_of_prefill, take
 from .token_losses import LMHead, aligned_targets, stop_loss
@@ -147,12 +148,8 @@ class SllmModel(SllmPreTrainedModel):
             `(batch, sentences, num_latents, latent_size)`, zero where a row has fewer sentences, and the mask
             `(batch, sentences)` that is true where it has one.
         """
-        shape = check_inputs(input_ids, None, sentence_ids, self.config.vocab_size)
-        mask = check_mask(attention_mask, shape, input_ids.device)
-        layout = self.segmenter.layout(input_ids, mask, sentence_ids=sentence_ids)
-        embeds = self.get_input_embeddings()(input_ids.flatten()[layout.token_index])
-        latents, _ = self.sentence_encoder(embeds, layout.token_sentence)
-        return pad_rows(latents, layout.sentence_row, len(mask))
+        layout, latents = self.encode_all(input_ids, attention_mask, sentence_ids)
+        return pad_rows(latents, layout.sentence_row, len(input_ids))
 
     def predict_next_latents(
         self,
@@ -173,8 +170,9 @@ class SllmModel(SllmPreTrainedModel):
             `(batch, sentences + begins, num_latents, latent_size)`: position j is the prediction of sentence j if the
             texts begin here, else of the sentence after the j-th given.
         """
-        latents, position_ids = self._after_start(latents, sentence_mask, cache, begins)
-        return self.latents_from(self._run_backbone(latents, position_ids, cache)[1])
+        if sentence_mask is None:
+            sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        return self.latents_from(self._read_latents(latents, sentence_mask, cache, begins)[-1])
 
     def latents_from(self, states: torch.Tensor) -> torch.Tensor:
         """The latents `(…, num_latents, latent_size)` that the backbone's states `(…, width)` predict."""
@@ -206,13 +204,16 @@ class SllmModel(SllmPreTrainedModel):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def _after_start(
-        self, latents: torch.Tensor, sentence_mask: torch.Tensor | None, cache: SllmCache | None, begins: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents `(batch, sentences + begins, num_latents, latent_size)`, after the start's where texts begin,
-        and their `position_ids`, see `read_sentences`."""
-        if sentence_mask is None:
-            sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+    def _read_latents(
+        self, latents: torch.Tensor, sentence_mask: torch.Tensor, cache: SllmCache | None, begins: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the backbone makes of latents, see `predict_next_latents`.
+
+        Returns:
+            The latents `(batch, sentences + begins, num_latents, latent_size)`, after the start's where texts begin.
+            Their `position_ids`, see `read_sentences`. What the backbone reads of them, and its states; both
+            `(batch, sentences + begins, width)`.
+        """
         if begins:
             start = all_rows(self.start_latents, latents.device).to(latents).view(1, 1, *latents.shape[2:])
             latents = torch.cat([start.expand(len(latents), -1, -1, -1), latents], 1)
@@ -220,18 +221,12 @@ class SllmModel(SllmPreTrainedModel):
         position_ids = sentence_mask.long().cumsum(1) - 1
         if cache is not None and not begins:
             position_ids = position_ids + cache.num_sentences[:, None] + 1
-        return latents, position_ids.masked_fill(~sentence_mask, -1)
-
-    def _run_backbone(
-        self, latents: torch.Tensor, position_ids: torch.Tensor, cache: SllmCache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the backbone reads of latents `(batch, sentences, num_latents, latent_size)`, and its states; both
-        `(batch, sentences, width)`."""
+        position_ids = position_ids.masked_fill(~sentence_mask, -1)
         embeds = self.latent_input(latents.flatten(2).to(self.latent_input.weight.dtype))
         states = self.read_sentences(embeds, position_ids, cache)
         if cache is not None:
             cache.keep_sentence_state(states, position_ids)
-        return embeds, states
+        return latents, position_ids, embeds, states
 
     def forward(
         self,
@@ -309,7 +304,7 @@ class SllmModel(SllmPreTrainedModel):
         layout = self.segmenter.layout(input_ids, mask, sentence_ids, overlooked)
         closes = layout.scatter(layout.token_closes)  # (batch, length)
 
-        embed = partial(embed_tokens, self.get_input_embeddings(), input_ids, inputs_embeds)
+        embed = partial(self.embeds_of, input_ids=input_ids, inputs_embeds=inputs_embeds)
         in_parts = cache is not None and not torch.is_grad_enabled()
         mean, log_variance = self._encode(embed, layout, in_parts)
         latents = sample_latents(config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
@@ -347,9 +342,8 @@ class SllmModel(SllmPreTrainedModel):
         layout = self.segmenter.layout(whole_ids, torch.cat([open_mask, mask], 1))
         closes = layout.scatter(layout.token_closes)[:, open_mask.shape[1] :]  # (batch, length)
 
-        table = self.get_input_embeddings()
         if layout.sentence_closed.any():
-            mean, log_variance = self._encode(partial(embed_tokens, table, whole_ids, None), layout)
+            mean, log_variance = self._encode(partial(self.embeds_of, input_ids=whole_ids), layout)
             latents = sample_latents(self.config, mean, log_variance, self.training)
             predicted, written, _ = self._predict(latents, layout, cache)
         else:
@@ -358,7 +352,8 @@ class SllmModel(SllmPreTrainedModel):
 
         restart = self.config.decoder_context_length == 0
         positions = lay_out(mask, closes, self.config.prefix_length, restart, past=cache)
-        output = self._decode(predicted, written, table(input_ids[mask]), positions, mask, cache, kept, layers)
+        embeds = self.get_input_embeddings()(input_ids[mask])
+        output = self._decode(predicted, written, embeds, positions, mask, cache, kept, layers)
         cache.append_tokens(input_ids, mask, closes)
         return output
 
@@ -421,8 +416,7 @@ class SllmModel(SllmPreTrainedModel):
         """
         begins = cache is None or cache.is_empty
         padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
-        padded, position_ids = self._after_start(padded, sentence_mask, cache, begins)
-        embeds, states = self._run_backbone(padded, position_ids, cache)
+        padded, position_ids, embeds, states = self._read_latents(padded, sentence_mask, cache, begins)
         written = None
         if self.memory is not None:
             written = self.memory.write(padded), position_ids
@@ -434,12 +428,7 @@ class SllmModel(SllmPreTrainedModel):
         return self.latents_from(states), written, next_latents
 
     def read_memory(self, states: torch.Tensor, sentence: torch.Tensor, written: Written | None) -> torch.Tensor:
-        """The states `(batch, Q, width)` of sentences `(batch, Q)`, with what they read of those before; as they are
-        if the model has no memory.
-
-        Args:
-            written: What is in the memory, see `LatentMemory`, and which sentence each entry is of.
-        """
+        """The states `(batch, Q, width)` of sentences `(batch, Q)`, with what they read of those before."""
         return states if self.memory is None else self.memory(states, sentence, *written)
 
     def _decode(
@@ -455,7 +444,7 @@ class SllmModel(SllmPreTrainedModel):
     ) -> SllmModelOutput:
         """The decoder's states at the last `kept` of the tokens that the mask shows."""
         check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states, hidden_states = self.sentence_decoder(
+        states, *hidden_states = self.sentence_decoder(
             predicted, token_embeds, positions, cache=cache, output_hidden_states=layers
         )
         output_slot = positions.output_slot[:, -kept:]
@@ -471,25 +460,15 @@ class SllmModel(SllmPreTrainedModel):
         token_states = None
         if self.config.stop_head:
             token_states = take(states, positions.token_slot[:, -kept:].clamp(min=0)) * mask[:, -kept:, None]
-        if hidden_states is not None:
-            *others, last = (None if layer is None else take(layer, place) for layer in hidden_states)
+        if hidden_states:
+            *others, last = each(lambda layer: take(layer, place), hidden_states)
             hidden_states = (*others, None if last is None else last_hidden_state)
         return SllmModelOutput(
             last_hidden_state=last_hidden_state,
             past_key_values=cache,
-            hidden_states=hidden_states,
+            hidden_states=hidden_states or None,
             token_states=token_states,
         )
-
-
-def embed_tokens(
-    table: nn.Module, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, token_index: torch.Tensor
-) -> torch.Tensor:
-    """`(K, width)` embeddings of some tokens of a batch, from those given or else from a table: of a long text all at
-    once would be large."""
-    if inputs_embeds is not None:
-        return inputs_embeds.flatten(0, 1)[token_index]
-    return table(input_ids.flatten()[token_index])
 
 
 class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixin):
@@ -518,22 +497,6 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
     @wraps(SllmModel.predict_next_latents)
     def predict_next_latents(self, *args, **kwargs):
         return self.model.predict_next_latents(*args, **kwargs)
-
-    @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> list[torch.Tensor]:
-        """Greedily writes one sentence from each of the `(sentences, num_latents, latent_size)` latents, predicted or
-        encoded, without the context before it.
-
-        Returns:
-            One tensor of token ids for each sentence.
-        """
-        return self.model.sentence_decoder.write(
-            latents,
-            self.get_input_embeddings(),
-            self.compute_logits,
-            self.model.segmenter.closes,
-            self.config.max_sentence_length,
-        )
 
     def forward(
         self,
@@ -592,7 +555,11 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         loss, losses = None, None
         if labels is not None:
             own, following = aligned_targets(outputs.layout, labels, shift_labels)
-            losses = self._losses(outputs, logits, stop_logits, own, following, num_items_in_batch)
+            targets = following.new_full(outputs.last_hidden_state.shape[:2], -100).flatten()
+            targets[outputs.layout.token_index] = following
+            items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            sums = self._sum_losses(outputs, logits, stop_logits, own, targets)
+            losses = {name: total / items for name, total in sums.items()}
             loss = self.weighted_sum(losses)
         output = SllmOutput(
             loss=loss,
@@ -604,41 +571,38 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _losses(
+    def _sum_losses(
         self,
         outputs: SllmModelOutput,
         logits: torch.Tensor | None,
         stop_logits: torch.Tensor | None,
         own: torch.Tensor,
-        following: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None,
+        targets: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The named terms of the loss. Only `next_sentence`, without the focal factor, in evaluation."""
+        """The named terms of the loss, summed. Only `next_sentence`, without the focal factor, in evaluation.
+
+        Args:
+            own: `(N,)` labels of the tokens themselves.
+            targets: `(batch * length,)` those of the tokens that follow.
+        """
         layout, states = outputs.layout, outputs.last_hidden_state
-        targets = following.new_full((states.shape[0] * states.shape[1],), -100)
-        targets[layout.token_index] = following
-        items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         token_logits = None if logits is None else logits.flatten(0, 1)
-        losses = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits) / items}
+        sums = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits)}
         if not self.training:
-            return losses
+            return sums
         if self.config.reconstruction_weight > 0 and len(own):
             given = (layout, outputs.token_embeds, outputs.latents, own)
-            copied = self.sum_token_loss(*closed_reconstruction(self.model.sentence_decoder, *given))
-            losses["reconstruction"] = copied / items
+            sums["reconstruction"] = self.sum_token_loss(*closed_reconstruction(self.model.sentence_decoder, *given))
         if self.config.bag_of_words_weight > 0:
-            bag = bag_of_words_loss(
-                outputs.last_hidden_state, layout, own, self.shortlist_head, self.lm_head, self.adjust_logits
-            )
-            losses["bag_of_words"] = bag / items
+            heads = (self.shortlist_head, self.lm_head, self.adjust_logits)
+            sums["bag_of_words"] = bag_of_words_loss(states, layout, own, *heads)
         if self.config.next_latent_weight > 0:
-            losses["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head) / items
+            sums["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head)
         if outputs.latent_statistics is not None:
-            losses["kl"] = kl_divergence(self.config, *outputs.latent_statistics) / items
+            sums["kl"] = kl_divergence(self.config, *outputs.latent_statistics)
         if stop_logits is not None:
-            stops = stop_logits.flatten()[layout.token_index]
-            losses["stop"] = stop_loss(stops, layout.token_closes) / items
-        return losses
+            sums["stop"] = stop_loss(stop_logits.flatten()[layout.token_index], layout.token_closes)
+        return sums
 
 
 __all__ = ["SllmForCausalLM", "SllmModel", "SllmModelOutput", "SllmOutput", "SllmPreTrainedModel"]

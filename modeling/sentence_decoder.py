@@ -1,5 +1,6 @@
 """Where latents become a sentence (SentenceVAE, arXiv 2408.00655, section 3.1)."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers import AutoModel, DynamicCache, EncoderDecoderCache
 from .configuration_sentence_vae import SentenceVaeConfig
 from .sentence_encoder import all_rows, project
 from .sentence_segmentation import SentenceLayout
-from .stream_attention import States, mask_tensor, run_packed, run_stream
+from .stream_attention import States, each, run_packed, run_stream
+from .stream_cache import DecoderCache
 from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows
+from .validation_inputs import check_length
 
 
 class SentenceDecoder(nn.Module):
@@ -42,7 +45,7 @@ class SentenceDecoder(nn.Module):
         context_length: int | None = None,
         cache: Any = None,
         output_hidden_states: bool | list[int] = False,
-    ) -> tuple[torch.Tensor, States]:
+    ) -> States:
         """
         Args:
             latents: `(batch, J, num_latents, latent_size)` of the sentences that begin in each row.
@@ -53,8 +56,8 @@ class SentenceDecoder(nn.Module):
             output_hidden_states: Whether to return the states of the layers, or of which; as in transformers.
 
         Returns:
-            `(batch, positions, token_width)`, and such states of the input and of each layer, the last one's being
-            the first of these two; `None` in it for a layer not wanted.
+            `(batch, positions, token_width)`, and such states as are wanted of the input and of each layer, of which
+            the last one's are the first again.
         """
         if context_length is None:
             context_length = self.config.decoder_context_length
@@ -64,15 +67,19 @@ class SentenceDecoder(nn.Module):
         inputs_embeds, attended = self.embed(latents, token_embeds, positions, repeats=context_length > 0)
         kwargs = {} if output_hidden_states is False else {"output_hidden_states": output_hidden_states}
         if cache is None and context_length == 0:
-            states, layers = self._run_alone(inputs_embeds, positions.stream, attended, **kwargs)
+            states, *layers = self._run_alone(inputs_embeds, positions.stream, attended, **kwargs)
         else:
-            if attended is not None:
-                attended = self._with_sentences(attended, positions.stream, cache)
-            states, layers = self.run(inputs_embeds, positions.stream, context_length, cache, attended, **kwargs)
+            if attended is not None and cache is not None:
+                attended = cache.attend(attended, positions.stream)
+            elif attended is not None:
+                number = torch.arange(attended.shape[1], device=attended.device)
+                attended = attended, number.expand(len(attended), -1)
+            past = None if cache is None else cache.decoder
+            states, *layers = self.run(inputs_embeds, positions.stream, context_length, past, attended, **kwargs)
         states = self.output_projection(states)
-        if layers is not None:
-            layers = (*layers[:-1], None if layers[-1] is None else states)
-        return states, layers
+        if layers:
+            layers[-1] = None if layers[-1] is None else states
+        return states, *layers
 
     def embed(
         self, latents: torch.Tensor, token_embeds: torch.Tensor, positions: DecoderPositions, repeats: bool
@@ -82,47 +89,57 @@ class SentenceDecoder(nn.Module):
         comes next is predicted from there."""
         prefix = positions.stream.prefix[..., None]
         tokens = F.pad(self.embed_projection(token_embeds), (0, 0, 0, 1))[positions.token]  # at -1 zeros
-        vectors, attended = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)).to(tokens.dtype), None
-        if self.config.conditioning == "cross_attention":
-            attended = vectors
-            vectors = all_rows(self.sentence_start, latents.device).to(tokens.dtype)
-            vectors = vectors.expand(*latents.shape[:2], 1, -1)
+        vectors, attended = self.prefix_of(latents, tokens.dtype)
         vectors = F.pad(vectors.flatten(1, 2), (0, 0, 0, 1))  # (batch, J * prefix_length + 1, width)
         vectors = vectors.gather(1, positions.vector[..., None].expand(-1, -1, vectors.shape[-1]))
         tokens = tokens * ((prefix == 0) | (prefix == 1) & repeats)
         return torch.where(prefix > 0, vectors + tokens, tokens), attended
+
+    def prefix_of(self, latents: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The vectors `(…, prefix_length, width)` before the sentences of latents `(…, num_latents, latent_size)`, and
+        what these cross-attend to, `(…, num_latents, width)`, if the model does."""
+        vectors = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)).to(dtype)
+        if self.config.conditioning == "prefix":
+            return vectors, None
+        return all_rows(self.sentence_start, latents.device).to(dtype).expand(*latents.shape[:-2], 1, -1), vectors
 
     def run(
         self,
         inputs_embeds: torch.Tensor,
         stream: Stream,
         context_length: int,
-        cache: Any = None,
+        cache: DecoderCache | None = None,
         attended: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, States]:
+    ) -> States:
         """The transformer's states, as of `run_stream`, for new positions `(batch, Q)` after those in the cache."""
-        if cache is None:
-            return run_stream(self.model, inputs_embeds, stream, True, context_length, latents=attended, **kwargs)
-        past_key_values = cache.decoder
-        if self.config.conditioning == "cross_attention":
-            past_key_values = EncoderDecoderCache(cache.decoder, DynamicCache())
-        key = cache.decoder.append(stream)
+        past_key_values, key = cache, None
+        if cache is not None:
+            key = cache.append(stream)
+            if self.config.conditioning == "cross_attention":
+                past_key_values = EncoderDecoderCache(cache, DynamicCache())
         return run_stream(
             self.model, inputs_embeds, stream, True, context_length, key, past_key_values, attended, **kwargs
         )
 
     def extend(self, token_embeds: torch.Tensor, stream: Stream, cache: Any) -> torch.Tensor:
         """States `(batch, Q, token_width)` of tokens `(batch, Q, token_width)` that continue the open sentences."""
-        inputs_embeds, attended = self.embed_projection(token_embeds), None
-        if self.config.conditioning == "cross_attention":
-            attended = cache.open_latents, cache.num_sentences[:, None].expand(cache.open_latents.shape[:2])
-        states, _ = self.run(inputs_embeds, stream, self.config.decoder_context_length, cache, attended)
+        return self.read_on(self.embed_projection(token_embeds), stream, cache.decoder, cache.open_latents)
+
+    def read_on(
+        self, inputs_embeds: torch.Tensor, stream: Stream, cache: DecoderCache, attended: torch.Tensor | None
+    ) -> torch.Tensor:
+        """States `(batch, Q, token_width)` of positions of one sentence in each row, which cross-attend to its latents
+        `(batch, num_latents, width)`, if the model does."""
+        of_sentence = None
+        if attended is not None:
+            of_sentence = attended[:, None], stream.sentence[:, :1]
+        states = self.run(inputs_embeds, stream, self.config.decoder_context_length, cache, of_sentence)[0]
         return self.output_projection(states)
 
     def _run_alone(
         self, inputs_embeds: torch.Tensor, stream: Stream, attended: torch.Tensor | None, **kwargs: Any
-    ) -> tuple[torch.Tensor, States]:
+    ) -> States:
         """The states of sentences that see nothing before them, packed; laid out as the stream."""
         real = stream.index >= 0
         row = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
@@ -130,69 +147,86 @@ class SentenceDecoder(nn.Module):
         sentence, piece = sentence.unique_consecutive(dim=1, return_inverse=True)
         if attended is not None:
             attended = attended[sentence[0], sentence[1]]  # (S, num_latents, width)
-        states, layers = run_packed(
+        states = run_packed(
             self.model, inputs_embeds[real], piece, stream.position_ids[real], True, self.packed, attended, **kwargs
         )
 
         def laid_out(states: torch.Tensor) -> torch.Tensor:
             return inputs_embeds.new_zeros(*real.shape, states.shape[-1]).masked_scatter(real[..., None], states)
 
-        if layers is not None:
-            layers = tuple(None if layer is None else laid_out(layer) for layer in layers)
-        return laid_out(states), layers
+        return each(laid_out, states)
 
-    def _with_sentences(self, attended: torch.Tensor, stream: Stream, cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents `(batch, J, num_latents, width)` of the sentences that begin, with those of the sentences open
-        before: `(batch, L, width)`, and the sentence that each is of, `(batch, L)`."""
-        if cache is not None:
-            return cache.attend(attended, stream)
-        sentence = torch.arange(attended.shape[1], device=attended.device).repeat_interleave(attended.shape[2])
-        return attended.flatten(1, 2), sentence.expand(len(attended), -1)
 
-    def write(
-        self, latents: torch.Tensor, embed_tokens: Callable, lm_head: Callable, closes: Callable, max_length: int
-    ) -> list[torch.Tensor]:
-        """Greedily writes one sentence from each of the `(S, num_latents, latent_size)` latents, without context.
+class SideBySide:
+    """The decoder, writing a sentence from each of the latents `(S, num_latents, latent_size)`, before which it sees
+    nothing. After a text, it also goes on where that ends, in a first row.
 
-        Args:
-            embed_tokens, lm_head: Ids to embeddings, states to logits.
-            closes: Whether token ids `(S,)` close a sentence of so many tokens `(S,)` before.
+    Args:
+        past (`SllmCache`): The text, of a single row.
+    """
 
-        Returns:
-            S tensors of token ids, each up to and with the token that closes it.
-        """
-        prefix, kwargs = self.latent_prefix(latents.to(self.latent_prefix.weight.dtype)), {}
-        if self.config.conditioning == "cross_attention":
-            kwargs["encoder_hidden_states"] = prefix
-            prefix = all_rows(self.sentence_start, latents.device).expand(len(latents), -1, -1)
-        past_key_values = DynamicCache()
-        inputs_embeds, position = prefix, prefix.new_zeros(prefix.shape[:2], dtype=torch.long)
-        length = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        written: list[torch.Tensor] = []
-        open_ = torch.ones_like(length, dtype=torch.bool)
-        while open_.any() and len(written) < max_length:
-            # Without a mask, prefix vectors that share a position would be taken for packed sequences.
-            size = prefix.shape[1] + len(written)
-            allowed = torch.ones(size, size, dtype=torch.bool, device=latents.device).tril()
-            allowed = allowed[-inputs_embeds.shape[1] :].expand(len(latents), -1, -1)
-            states = self.model(
-                inputs_embeds=inputs_embeds,
-                position_ids=position,
-                attention_mask=mask_tensor(self.model, allowed, inputs_embeds.dtype),
-                past_key_values=past_key_values,
-                use_cache=True,
-                **kwargs,
-            ).last_hidden_state
-            token_ids = lm_head(self.output_projection(states[:, -1]))
-            token_ids = token_ids.argmax(-1)
-            written.append(token_ids)
-            closed = closes(token_ids, length)
-            length += open_
-            open_ &= ~closed
-            inputs_embeds = self.embed_projection(embed_tokens(token_ids))[:, None].to(prefix.dtype)
-            position = torch.full_like(position[:, :1], len(written))
-        token_ids = torch.stack(written, 1)
-        return [row[:size] for row, size in zip(token_ids, length.tolist(), strict=True)]
+    def __init__(self, decoder: SentenceDecoder, latents: torch.Tensor, past: Any = None):
+        self.decoder, self.config = decoder, decoder.config
+        self.prefix, self.attended = decoder.prefix_of(latents, decoder.latent_prefix.weight.dtype)
+        # Where each row's next token stands. The prefix before it is at position 0.
+        self.sentence = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        self.index, self.position_ids = self.sentence + self.config.prefix_length, self.sentence + 1
+        self.cache = DecoderCache()
+        if past is not None:
+            before = past.num_tokens if self.config.decoder_context_length else past.open_length
+            self.sentence = torch.cat([past.num_sentences, self.sentence])
+            self.index = torch.cat([past.num_positions, self.index])
+            self.position_ids = torch.cat([before + 1, self.position_ids])
+            self.cache = copy.deepcopy(past.decoder)
+            self.cache.batch_repeat_interleave(len(self.index))
+            self.cache.slots = self.cache.slots.map(lambda values: values.repeat(len(self.index), 1))
+            self.cache.slots.index[1:] = -1
+            self.cache.keep(self.cache.slots.index >= past.first_needed())
+            self.prefix = F.pad(self.prefix, (0, 0, 0, 0, 1, 0))  # of the first row nobody reads it
+            if self.attended is not None:
+                self.attended = torch.cat([past.open_latents, self.attended.to(past.open_latents.dtype)])
+
+    def begin(self) -> torch.Tensor:
+        """States `(rows, width)` from which each row's first token is predicted; of no meaning where a text ends."""
+        index = torch.arange(self.prefix.shape[1], device=self.index.device).repeat(len(self.index), 1)
+        index = index.masked_fill(self.index[:, None] > self.prefix.shape[1], -1)
+        return self._run(self.prefix, index, torch.zeros_like(index))
+
+    def extend(self, token_embeds: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+        """States `(rows, width)` after one token more, of `(rows, token_width)`, of each row that is open."""
+        index, position_ids = self.index.masked_fill(~is_open, -1), self.position_ids.masked_fill(~is_open, 0)
+        self.index, self.position_ids = self.index + 1, self.position_ids + 1
+        return self._run(self.decoder.embed_projection(token_embeds)[:, None], index[:, None], position_ids[:, None])
+
+    def _run(self, inputs_embeds: torch.Tensor, index: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        check_length(position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
+        stream = Stream(self.sentence[:, None].expand_as(index), index, position_ids, torch.zeros_like(index))
+        return self.decoder.read_on(inputs_embeds, stream, self.cache, self.attended)[:, -1]
+
+
+def write_greedily(
+    decoder: SentenceDecoder, latents: torch.Tensor, embed_tokens: Callable, lm_head: Callable, closes: Callable
+) -> list[torch.Tensor]:
+    """Writes one sentence from each of the latents `(S, num_latents, latent_size)`, without context.
+
+    Args:
+        embed_tokens, lm_head: Ids to embeddings, states to logits.
+        closes: Whether token ids `(S,)` close a sentence of so many tokens `(S,)` before.
+
+    Returns:
+        S tensors of token ids, each up to and with the token that closes it.
+    """
+    rows, written = SideBySide(decoder, latents), []
+    states = rows.begin()
+    length = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+    is_open = torch.ones_like(length, dtype=torch.bool)
+    while True:
+        written.append(lm_head(states).argmax(-1))
+        length, is_open = length + is_open, is_open & ~closes(written[-1], length)
+        if not is_open.any():
+            break
+        states = rows.extend(embed_tokens(written[-1]), is_open)
+    return [row[:size] for row, size in zip(torch.stack(written, 1), length.tolist(), strict=True)]
 
 
 def drop_inputs(
@@ -231,13 +265,11 @@ def reconstruction_states(
     window = decoder.config.decoder_context_length if context_length is None else context_length
     positions = lay_out(layout.mask, layout.scatter(precedes), decoder.config.prefix_length, window == 0)
     of_rows, _ = pad_rows(latents, layout.sentence_row, len(layout.mask))
-    states, layers = decoder(
+    states, *layers = decoder(
         of_rows, token_embeds, positions, context_length=window, output_hidden_states=output_hidden_states
     )
     row, slot = layout.token_row, positions.token_slot.flatten()[layout.token_index]
-    if layers is not None:
-        layers = tuple(None if layer is None else layer[row, slot - 1] for layer in layers)
-    return states[row, slot - 1], states[row, slot], layers
+    return states[row, slot - 1], states[row, slot], each(lambda layer: layer[row, slot - 1], layers)
 
 
 def closed_reconstruction(

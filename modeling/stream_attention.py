@@ -8,7 +8,7 @@ A model is called once for a stream, whatever is in it. Where its weights are sh
 each call gathers them: processes that make different numbers of calls would wait for each other forever.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -22,8 +22,8 @@ from .transformers_private import attention_implementation
 
 # A shared row takes in as many pieces of the longest kind; at most one more begins in it, so a fifth of it is padding.
 PIECES_PER_ROW = 4
-# Of the input and of each layer, None for one not wanted; or None where none were asked for.
-States = tuple[torch.Tensor | None, ...] | None
+# The last hidden states; where they are asked for, those of the input and of each layer too, None for one not wanted.
+States = tuple[torch.Tensor | None, ...]
 
 
 def visible(query: Stream, key: Stream, causal: bool, context_length: int) -> torch.Tensor:
@@ -52,8 +52,8 @@ def run_stream(
     past_key_values: Cache | None = None,
     latents: tuple[torch.Tensor, torch.Tensor] | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, States]:
-    """The last hidden states of new positions, and, if `kwargs` ask for them, the states of all layers.
+) -> States:
+    """The hidden states of new positions.
 
     Args:
         model: An AutoModel.
@@ -61,7 +61,7 @@ def run_stream(
         stream: The positions, in tensors `(rows, Q)`.
         context_length: See `visible`.
         key: With a cache, the positions in it, of which the newest are these; `(rows, K)`.
-        latents: What the model cross-attends to, `(rows, L, width)`, and the sentence that each is of, `(rows, L)`.
+        latents: What the model cross-attends to, `(rows, J, num_latents, width)`, and of which sentences, `(rows, J)`.
     """
     if attention_implementation(model.config) == "flex_attention" and key is None and latents is None:
         # On a CPU, torch 2.13 does not compile the kernel for a block mask of several rows: they lie end to end.
@@ -85,12 +85,14 @@ def run_stream(
     return states_of(output, kwargs, lambda states: states.to(inputs_embeds.dtype))
 
 
-def states_of(output: Any, kwargs: dict, function: Callable) -> tuple[torch.Tensor, States]:
-    """What a function makes of the last hidden states of an output, and of all that `kwargs` asked for."""
-    layers = None
-    if kwargs:
-        layers = tuple(None if layer is None else function(layer) for layer in output.hidden_states)
-    return function(output.last_hidden_state), layers
+def states_of(output: Any, kwargs: dict, function: Callable) -> States:
+    """What a function makes of the hidden states of an output that `kwargs` asked for."""
+    return each(function, (output.last_hidden_state, *(output.hidden_states if kwargs else ())))
+
+
+def each(function: Callable, states: Iterable[torch.Tensor | None]) -> States:
+    """What a function makes of each of the states, but for those not wanted."""
+    return tuple(None if layer is None else function(layer) for layer in states)
 
 
 def run_packed(
@@ -102,9 +104,8 @@ def run_packed(
     packed: bool | None = None,
     latents: torch.Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, States]:
-    """The last hidden states of N positions in pieces that never see each other, and, if `kwargs` ask for them, the
-    states of all layers; each `(N, width)`.
+) -> States:
+    """The hidden states, `(N, width)`, of N positions in pieces that never see each other.
 
     Args:
         inputs_embeds: `(N, width)`.
@@ -138,10 +139,7 @@ def run_packed(
     index = torch.arange(rows.shape[1], device=rows.device).expand_as(rows).masked_fill(~real, -1)
     stream = Stream(piece[rows], index, position_ids[rows], torch.zeros_like(rows))
     of_rows = None if latents is None else latents_of_rows(latents, stream, real)
-    states, layers = run_stream(model, inputs_embeds[rows], stream, causal, latents=of_rows, **kwargs)
-    if layers is not None:
-        layers = tuple(None if layer is None else unpacked(layer) for layer in layers)
-    return unpacked(states), layers
+    return each(unpacked, run_stream(model, inputs_embeds[rows], stream, causal, latents=of_rows, **kwargs))
 
 
 def stream_mask(
@@ -232,20 +230,19 @@ def cross_attention_kwargs(
     """Arguments that make each position attend to the latents of its own sentence; a row's padding to all of them."""
     if latents is None:
         return {}
-    states, sentence = latents
-    allowed = query.sentence[:, :, None] == sentence[:, None, :]  # (R, Q, L)
+    states, sentence = latents[0].flatten(1, 2), latents[1].repeat_interleave(latents[0].shape[2], 1)
+    allowed = query.sentence[:, :, None] == sentence[:, None, :]  # (R, Q, J * num_latents)
     allowed = allowed | ~allowed.any(-1, keepdim=True)
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask_tensor(model, allowed, states.dtype)}
 
 
 def latents_of_rows(latents: torch.Tensor, stream: Stream, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The latents `(S, num_latents, width)` of the pieces that lie in each row, `(R, L, width)`, and which pieces they
-    are of, `(R, L)`."""
+    """The latents of the pieces that lie in each row, `(R, J, num_latents, width)` of `(S, num_latents, width)`, and
+    which pieces these are, `(R, J)`."""
     first = stream.sentence[:, :1]
     last = stream.sentence.masked_fill(~real, 0).amax(1, keepdim=True)
     piece = first + torch.arange(int((last - first).max()) + 1, device=first.device)  # (R, most pieces of a row)
-    states = latents[piece.clamp(max=len(latents) - 1)].flatten(1, 2)
-    return states, piece.masked_fill(piece > last, -1).repeat_interleave(latents.shape[1], 1)
+    return latents[piece.clamp(max=len(latents) - 1)], piece.masked_fill(piece > last, -1)
 
 
 def padded_rows(lengths: torch.Tensor) -> torch.Tensor:

@@ -134,21 +134,19 @@ class SllmCache(Cache):
                 setattr(self, name, getattr(self, name).clone())
 
     def attend(self, latents: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents to cross-attend to, those of the sentence open before and then the new ones, `(batch, L,
-        width)`, and the sentence that each is of, `(batch, L)`.
+        """The latents to cross-attend to, those of the sentence open before and then the new ones, `(batch, J,
+        num_latents, width)`, and the sentences that they are of, `(batch, J)`.
 
         Args:
             latents: `(batch, J, num_latents, width)` of the sentences that begin.
             stream: Where they begin.
         """
-        number = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
-        newest = stream.sentence.masked_fill(stream.index < 0, -1).amax(1)  # (batch,)
+        first = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         if not self.is_empty:
-            latents = torch.cat([self.open_latents[:, None], latents], 1)
-            newest = torch.maximum(newest - self.num_sentences, torch.zeros_like(newest))
-            number = torch.arange(latents.shape[1], device=latents.device) + self.num_sentences[:, None]
+            latents, first = torch.cat([self.open_latents[:, None], latents], 1), self.num_sentences
+        newest = (stream.sentence.masked_fill(stream.index < 0, -1).amax(1) - first).clamp(min=0)  # (batch,)
         self.open_latents = latents[torch.arange(len(latents), device=latents.device), newest]
-        return latents.flatten(1, 2), number.repeat_interleave(latents.shape[2], 1)
+        return latents, first[:, None] + torch.arange(latents.shape[1], device=latents.device)
 
     def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""

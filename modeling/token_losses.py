@@ -22,13 +22,10 @@ def aligned_targets(
         shift_labels: `(batch, length)`, of the token after each.
     """
     given = (labels if shift_labels is None else shift_labels).flatten()[layout.token_index]
-    follows = layout.token_row[1:] == layout.token_row[:-1]
-    other = torch.full_like(given, -100)
+    follows = layout.token_row.diff() == 0
     if shift_labels is not None:
-        other[1:] = torch.where(follows, given[:-1], -100)
-        return other, given
-    other[:-1] = torch.where(follows, given[1:], -100)
-    return given, other
+        return F.pad(given[:-1].where(follows, -100), (1, 0), value=-100)[: len(given)], given
+    return given, F.pad(given[1:].where(follows, -100), (0, 1), value=-100)[: len(given)]
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor, gamma: float = 0.0) -> torch.Tensor:

@@ -35,7 +35,7 @@ def bag_of_words_loss(
             there is no state.
         adjust: From what the LM head puts out to the logits.
     """
-    first = F.pad(layout.token_sentence[1:] != layout.token_sentence[:-1], (1, 0), value=True).nonzero().squeeze(1)
+    first = (layout.token_offset == 0).nonzero().squeeze(1)
     follows = layout.token_rank[first] > 0  # (S,)
     starts = states.flatten(0, 1)[layout.token_index[first[follows] - 1]]
     scored = follows[layout.token_sentence] & (targets != -100)
@@ -53,10 +53,7 @@ def bag_of_words_loss(
 def token_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
     """How much each token belongs on the list of a sentence, `(S, vocab)`, from the states `(S, width)` at which the
     sentences begin. The end of text always does."""
-    scores = model.compute_logits(model.shortlist_head(states))
-    eos = model.config.eos_token_id
-    scores[:, [] if eos is None else eos] = torch.inf
-    return scores
+    return with_ends(model, model.compute_logits(model.shortlist_head(states)))
 
 
 def guessed_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
@@ -69,6 +66,11 @@ def guessed_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
     scores = weighted_sum(few, table) if sums_rows else few @ table
     if model.lm_head.bias is not None:
         scores = scores + model.lm_head.bias.to(table)
+    return with_ends(model, scores)
+
+
+def with_ends(model: Any, scores: torch.Tensor) -> torch.Tensor:
+    """The scores `(N, vocab)`, with the end of text first."""
     eos = model.config.eos_token_id
     scores[:, [] if eos is None else eos] = torch.inf
     return scores
@@ -124,10 +126,7 @@ def fitted_logits(model: Any, states: torch.Tensor, size: int) -> torch.Tensor:
     likely, the end of text among them, and the guess of all others."""
     scores, head = guessed_scores(model, states), model.lm_head
     chosen = largest(scores, size)
-    # Rows come by `embedding`: on a CPU an index takes four times as long.
-    listed = listed_logits(
-        model, states, F.embedding(chosen, head.weight), None if head.bias is None else head.bias[chosen]
-    )
+    listed = listed_logits(model, states, *rows_of(head, chosen))
     return model.adjust_logits(scores).scatter_(1, chosen, listed.to(scores.dtype))
 
 
@@ -135,6 +134,12 @@ def listed_logits(model: Any, states: torch.Tensor, weight: torch.Tensor, bias: 
     """The head's logits `(N, size)` of states `(N, width)`, each from rows of its own, `(N, size, width)`."""
     listed = torch.bmm(states[:, None], weight.transpose(1, 2)).squeeze(1)  # the other way round takes longer
     return model.adjust_logits(listed if bias is None else listed + bias)
+
+
+def rows_of(head: nn.Linear, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An LM head's weight `(N, size, width)` and bias, if any, of tokens `(N, size)`."""
+    # By `embedding`: on a CPU an index takes four times as long.
+    return F.embedding(token_ids, head.weight), None if head.bias is None else head.bias[token_ids]
 
 
 class ShortlistedHead:
@@ -150,10 +155,8 @@ class ShortlistedHead:
         eos = model.config.eos_token_id
         ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
         self.size = min(max(size, ends), model.config.vocab_size)
-        self.token_ids: torch.Tensor | None = None  # (batch, size)
-        self.weight: torch.Tensor | None = None  # (batch, size, width) their rows of the LM head
-        self.bias: torch.Tensor | None = None
-        self.ready: torch.Tensor | None = None  # (batch,)
+        self.token_ids: torch.Tensor | None = None  # (batch, size), -1 in rows that have no list yet
+        self.rows: tuple[torch.Tensor, torch.Tensor | None] | None = None  # theirs of the LM head, once all have one
 
     def logits(self, states: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
         """`(batch, vocab)` logits of states `(batch, width)`; without a fit minus infinity for what is not on a row's
@@ -162,22 +165,16 @@ class ShortlistedHead:
             return fitted_logits(self.model, states, self.size)
         if begins.any():
             self._choose(states, begins)
-        if self.ready is None or not self.ready.all():
+        if self.rows is None:
             return self.model.compute_logits(states)
-        listed = listed_logits(self.model, states, self.weight, self.bias)
+        listed = listed_logits(self.model, states, *self.rows)
         everything = listed.new_full((len(states), self.model.config.vocab_size), -torch.inf)
         return everything.scatter(1, self.token_ids, listed)
 
     def _choose(self, states: torch.Tensor, begins: torch.Tensor) -> None:
-        head = self.model.lm_head
-        chosen = token_scores(self.model, states[begins]).topk(self.size, dim=1, sorted=False).indices
         if self.token_ids is None:
-            batch = (len(states), self.size)
-            self.token_ids = chosen.new_zeros(batch)
-            self.weight = head.weight.new_zeros(*batch, head.weight.shape[1])
-            self.bias = None if head.bias is None else head.bias.new_zeros(batch)
-            self.ready = torch.zeros_like(begins)
-        self.token_ids[begins], self.weight[begins] = chosen, head.weight[chosen]
-        if self.bias is not None:
-            self.bias[begins] = head.bias[chosen]
-        self.ready = self.ready | begins
+            self.token_ids = torch.full((len(states), self.size), -1, device=states.device)
+        scores = token_scores(self.model, states[begins])
+        self.token_ids[begins] = scores.topk(self.size, dim=1, sorted=False).indices
+        if (self.token_ids >= 0).all():
+            self.rows = rows_of(self.model.lm_head, self.token_ids)

@@ -33,17 +33,8 @@ def check_part(config: PreTrainedConfig, name: str) -> None:
     Raises:
         ValueError: Names the field, the architecture, what it lacks and the remedy.
     """
-    reason = None
-    kinds = layer_kinds(config)
-    missing = missing_arguments(config, ("inputs_embeds", "position_ids", "past_key_values"))
-    if kinds - MASKED_LAYERS:
-        reason = f"its layers {sorted(kinds - MASKED_LAYERS)} do not see what a mask allows, and no more"
-    elif carries_state(model_class(config)):
-        reason = "its layers pass a state from one position to the next, past any mask"
-    elif missing:
-        reason = f"its model takes no `{missing[0]}`"
-    elif getattr(config, "alibi", False):
-        reason = "it has ALiBi (`alibi` is True), which takes distances from the mask and not from `position_ids`"
+    missing = missing_arguments(config, ("inputs_embeds", "past_key_values"))
+    reason = what_masks_miss(config) or (f"its model takes no `{missing[0]}`" if missing else None)
     if reason is not None:
         raise ValueError(
             f"`{name}` is a {config.model_type!r} model, and {reason}: sentences would be mixed. "
@@ -97,13 +88,21 @@ def needs_cache_for_each_row(config: PreTrainedConfig) -> bool:
     A mask hides them from attention. It does not hide them from a state that is passed along, nor from distances that
     are not taken from `position_ids`.
     """
-    kinds = layer_kinds(config)
-    return bool(
-        kinds - MASKED_LAYERS
-        or carries_state(model_class(config))
-        or missing_arguments(config, ("position_ids",))
-        or getattr(config, "alibi", False)
-    )
+    return what_masks_miss(config) is not None
+
+
+def what_masks_miss(config: PreTrainedConfig) -> str | None:
+    """How positions of a model change one another in spite of a 4D mask and `position_ids`; `None` if they do not."""
+    kinds = sorted(layer_kinds(config) - MASKED_LAYERS)
+    if kinds:
+        return f"its layers {kinds} do not see what a mask allows, and no more"
+    if carries_state(model_class(config)):
+        return "its layers pass a state from one position to the next, past any mask"
+    if missing_arguments(config, ("position_ids",)):
+        return "its model takes no `position_ids`"
+    if getattr(config, "alibi", False):
+        return "it has ALiBi (`alibi` is True), which takes distances from the mask and not from `position_ids`"
+    return None
 
 
 def smallest_window(config: PreTrainedConfig) -> int | None:
