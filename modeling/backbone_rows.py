@@ -7,7 +7,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from .validation_backbone import needs_cache_for_each_row
+from .validation_backbone import what_masks_miss
 
 
 def backbone_cache(config: PreTrainedConfig, given: Cache | None = None) -> Cache:
@@ -16,7 +16,7 @@ def backbone_cache(config: PreTrainedConfig, given: Cache | None = None) -> Cach
     Raises:
         ValueError: If it needs them, and a cache of another kind was given.
     """
-    if not needs_cache_for_each_row(config):
+    if what_masks_miss(config) is None:  # a mask hides holes from attention, if from nothing else
         return DynamicCache(config=config) if given is None else given
     if given is not None and type(given) is not DynamicCache:
         raise ValueError(

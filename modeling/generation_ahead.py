@@ -65,10 +65,13 @@ def write_in_parallel(
         cache.must_replay = True
     cache = model._prefill(input_ids, generation_config, model_kwargs).past_key_values
     count, most = generation_config.sentences_at_once, generation_config.max_sentences
+    shortlist_size = getattr(generation_config, "shortlist_size", None)
     text, sentences, stopped = Rows(input_ids, generation_config), 0, False
     while True:
         latents = predict_ahead(model, cache, int(min(count, most - sentences)) - 1)[0]
-        rows = _write_sentences(model, cache, latents, text.ids, logits_processor, generation_config)
+        rows = Rows(text.ids.expand(1 + len(latents), -1), generation_config)
+        head = None if shortlist_size is None else ShortlistedHead(model, shortlist_size)
+        _write_sentences(model, cache, latents, rows, logits_processor, head)
         for row, length in enumerate(rows.lengths):
             begin = text.ids.shape[1]
             text.ids = torch.cat([text.ids, rows.ids[row : row + 1, rows.prompt_length : length]], 1)
@@ -97,18 +100,15 @@ def _write_sentences(
     model: Any,
     cache: SllmCache,
     latents: torch.Tensor,
-    text: torch.Tensor,
+    rows: Rows,
     logits_processor: Callable,
-    generation_config: Any,
-) -> Rows:
-    """The text with the rest of the open sentence, and with a sentence from each of the latents `(S, num_latents,
-    latent_size)`."""
-    shortlist_size = getattr(generation_config, "shortlist_size", None)
-    head = None if shortlist_size is None else ShortlistedHead(model, shortlist_size)
+    head: ShortlistedHead | None,
+) -> None:
+    """Writes in the first row the rest of the open sentence, in the others a sentence from each of the latents
+    `(S, num_latents, latent_size)`."""
     decoder, states = SideBySide(model.model.sentence_decoder, latents, cache), cache.last_state
     if len(latents):
         states = torch.cat([states, decoder.begin()[1:].to(states.dtype)])
-    rows = Rows(text.expand(len(states), -1), generation_config)
     size = F.pad(cache.open_length, (0, len(latents)))
     begins, is_open = size == 0, size >= 0
     while True:
@@ -117,7 +117,7 @@ def _write_sentences(
         is_open = is_open & ~model.model.segmenter.closes(rows.last, size)
         rows.waiting = (~is_open).tolist()
         if all(rows.waiting):
-            return rows
+            break
         size, begins = size + 1, torch.zeros_like(begins)
         states = decoder.extend(model.get_input_embeddings()(rows.last), is_open)
         own = model.model.read_memory(states[:1, None], cache.num_sentences[:, None], cache.written)

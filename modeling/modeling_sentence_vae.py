@@ -19,7 +19,7 @@ from .sentence_encoder import SentenceEncoder
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_attention import each
 from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
-from .validation_inputs import check_inputs, check_mask, check_skip_logits, warn_of_attentions
+from .validation_inputs import check_inputs, check_labels, check_mask, warn_of_attentions
 
 
 @dataclass
@@ -223,7 +223,7 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             skip_logits: Return no logits: the loss is computed in chunks, and all of them never exist at once.
         """
         warn_of_attentions(output_attentions)
-        check_skip_logits(skip_logits, labels)
+        check_labels(labels, skip_logits)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         device = (input_ids if input_ids is not None else inputs_embeds).device
         mask = check_mask(attention_mask, shape, device)

@@ -39,7 +39,6 @@ from .validation_inputs import (
     check_length,
     check_mask,
     check_positions,
-    check_skip_logits,
     check_unknown,
     warn_of_attentions,
 )
@@ -530,8 +529,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         shift_labels = kwargs.pop("shift_labels", None)
         check_unknown(kwargs)
         labels = shift_labels if labels is None else labels
-        check_skip_logits(skip_logits, labels)
-        check_labels(labels, past_key_values, logits_to_keep)
+        check_labels(labels, skip_logits, past_key_values, logits_to_keep)
         outputs = self.model(
             input_ids,
             attention_mask,

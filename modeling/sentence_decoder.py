@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, DynamicCache, EncoderDecoderCache
+from transformers import AutoModel
 
 from .configuration_sentence_vae import SentenceVaeConfig
 from .sentence_encoder import all_rows, project
@@ -75,7 +75,9 @@ class SentenceDecoder(nn.Module):
                 number = torch.arange(attended.shape[1], device=attended.device)
                 attended = attended, number.expand(len(attended), -1)
             past = None if cache is None else cache.decoder
-            states, *layers = self.run(inputs_embeds, positions.stream, context_length, past, attended, **kwargs)
+            states, *layers = run_stream(
+                self.model, inputs_embeds, positions.stream, True, context_length, past, attended, **kwargs
+            )
         states = self.output_projection(states)
         if layers:
             layers[-1] = None if layers[-1] is None else states
@@ -103,25 +105,6 @@ class SentenceDecoder(nn.Module):
             return vectors, None
         return all_rows(self.sentence_start, latents.device).to(dtype).expand(*latents.shape[:-2], 1, -1), vectors
 
-    def run(
-        self,
-        inputs_embeds: torch.Tensor,
-        stream: Stream,
-        context_length: int,
-        cache: DecoderCache | None = None,
-        attended: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> States:
-        """The transformer's states, as of `run_stream`, for new positions `(batch, Q)` after those in the cache."""
-        past_key_values, key = cache, None
-        if cache is not None:
-            key = cache.append(stream)
-            if self.config.conditioning == "cross_attention":
-                past_key_values = EncoderDecoderCache(cache, DynamicCache())
-        return run_stream(
-            self.model, inputs_embeds, stream, True, context_length, key, past_key_values, attended, **kwargs
-        )
-
     def extend(self, token_embeds: torch.Tensor, stream: Stream, cache: Any) -> torch.Tensor:
         """States `(batch, Q, token_width)` of tokens `(batch, Q, token_width)` that continue the open sentences."""
         return self.read_on(self.embed_projection(token_embeds), stream, cache.decoder, cache.open_latents)
@@ -134,8 +117,10 @@ class SentenceDecoder(nn.Module):
         of_sentence = None
         if attended is not None:
             of_sentence = attended[:, None], stream.sentence[:, :1]
-        states = self.run(inputs_embeds, stream, self.config.decoder_context_length, cache, of_sentence)[0]
-        return self.output_projection(states)
+        window = self.config.decoder_context_length
+        return self.output_projection(
+            run_stream(self.model, inputs_embeds, stream, True, window, cache, of_sentence)[0]
+        )
 
     def _run_alone(
         self, inputs_embeds: torch.Tensor, stream: Stream, attended: torch.Tensor | None, **kwargs: Any

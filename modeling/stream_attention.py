@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .stream_cache import DecoderCache
 from .stream_layout import Stream
 from .transformers_private import attention_implementation
 
@@ -48,8 +49,7 @@ def run_stream(
     stream: Stream,
     causal: bool,
     context_length: int = 0,
-    key: Stream | None = None,
-    past_key_values: Cache | None = None,
+    cache: DecoderCache | None = None,
     latents: tuple[torch.Tensor, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> States:
@@ -60,10 +60,10 @@ def run_stream(
         inputs_embeds: `(rows, Q, width)`.
         stream: The positions, in tensors `(rows, Q)`.
         context_length: See `visible`.
-        key: With a cache, the positions in it, of which the newest are these; `(rows, K)`.
+        cache: Holds the positions before; these are added.
         latents: What the model cross-attends to, `(rows, J, num_latents, width)`, and of which sentences, `(rows, J)`.
     """
-    if attention_implementation(model.config) == "flex_attention" and key is None and latents is None:
+    if attention_implementation(model.config) == "flex_attention" and cache is None and latents is None:
         # On a CPU, torch 2.13 does not compile the kernel for a block mask of several rows: they lie end to end.
         output = model(
             inputs_embeds=inputs_embeds.flatten(0, 1)[None],
@@ -73,12 +73,14 @@ def run_stream(
             **kwargs,
         )
         return states_of(output, kwargs, lambda states: states.view(*inputs_embeds.shape[:2], -1))
+    key = stream if cache is None else cache.append(stream)
+    crosses = cache is not None and latents is not None
     output = model(
         inputs_embeds=inputs_embeds,
         position_ids=stream.position_ids,
-        attention_mask=stream_mask(model, stream, key or stream, causal, context_length, inputs_embeds.dtype),
-        past_key_values=past_key_values,
-        use_cache=past_key_values is not None,
+        attention_mask=stream_mask(model, stream, key, causal, context_length, inputs_embeds.dtype),
+        past_key_values=EncoderDecoderCache(cache, DynamicCache()) if crosses else cache,
+        use_cache=cache is not None,
         **kwargs,
         **cross_attention_kwargs(model, stream, latents),
     )

@@ -73,22 +73,15 @@ def check_window(entries: torch.Tensor, config: PreTrainedConfig) -> None:
     Raises:
         ValueError: If there are more entries than a window holds, and holes among them.
     """
-    window = smallest_window(config)
+    sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    windows = [getattr(config, sizes[kind], None) for kind in layer_kinds(config) if kind in sizes]
+    window = min((window for window in windows if window is not None), default=None)
     if window is not None and entries.shape[1] > window and bool((entries < 0).any()):
         raise ValueError(
             f"`text_config` has layers that see {window} sentences, and this batch has {entries.shape[1]} places for "
             "them, some of which are empty: its rows would see less than each row alone. Pass one row at a time, or "
             "`use_cache=False`."
         )
-
-
-def needs_cache_for_each_row(config: PreTrainedConfig) -> bool:
-    """Whether holes in a backbone's cache would change what it computes.
-
-    A mask hides them from attention. It does not hide them from a state that is passed along, nor from distances that
-    are not taken from `position_ids`.
-    """
-    return what_masks_miss(config) is not None
 
 
 def what_masks_miss(config: PreTrainedConfig) -> str | None:
@@ -103,13 +96,6 @@ def what_masks_miss(config: PreTrainedConfig) -> str | None:
     if getattr(config, "alibi", False):
         return "it has ALiBi (`alibi` is True), which takes distances from the mask and not from `position_ids`"
     return None
-
-
-def smallest_window(config: PreTrainedConfig) -> int | None:
-    """How many entries the layer sees that sees fewest; `None` if all see all."""
-    sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    windows = [getattr(config, sizes[kind], None) for kind in layer_kinds(config) if kind in sizes]
-    return min((window for window in windows if window is not None), default=None)
 
 
 def layer_kinds(config: PreTrainedConfig) -> set[str]:

@@ -58,8 +58,12 @@ def check_cache(past_key_values: Any, sentence_ids: torch.Tensor | None, inputs_
         raise ValueError(f"`{name}` cannot be cached: the cache works from token ids. Pass `use_cache=False`.")
 
 
-def check_labels(labels: torch.Tensor | None, past_key_values: Any, logits_to_keep: int | torch.Tensor) -> None:
-    """Refuses labels where not all that they need is computed."""
+def check_labels(
+    labels: torch.Tensor | None, skip_logits: bool, past_key_values: Any = None, logits_to_keep: int | torch.Tensor = 0
+) -> None:
+    """Refuses labels where not all that they need is computed, and to compute nothing."""
+    if skip_logits and labels is None:
+        raise ValueError("`skip_logits` is true without `labels`: nothing would be computed. Pass `labels`.")
     if labels is not None and past_key_values is not None:
         raise ValueError("`labels` came with `past_key_values`: whole texts are scored, so leave the cache out.")
     if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
@@ -112,12 +116,6 @@ def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> No
     restarts = (position_ids.expand_as(mask).diff() != 1) & mask[:, 1:] & mask[:, :-1]
     if restarts.any():
         raise ValueError(f"`position_ids` do not count up by one within a row: {PACKING_REMEDY}")
-
-
-def check_skip_logits(skip_logits: bool, labels: torch.Tensor | None) -> None:
-    """Refuses to leave out the logits where there is nothing else to return."""
-    if skip_logits and labels is None:
-        raise ValueError("`skip_logits` is true without `labels`: nothing would be computed. Pass `labels`.")
 
 
 def warn_of_attentions(output_attentions: bool | None) -> None:
