@@ -87,9 +87,10 @@ def training_step(
 
 
 def training_flops(model: PreTrainedModel, token_ids: torch.Tensor) -> int:
-    """FLOPs of the forward and the backward pass over `(batch, length)` tokens, as torch's `FlopCounterMode` counts them:
-    those of all matrix products. It does not know the fused attention of CPUs, so attention is computed without.
-    It counts all pairs of positions, also those that a mask hides.
+    """FLOPs of the forward and the backward pass over `(batch, length)` tokens.
+
+    They are those of all matrix products, as torch's `FlopCounterMode` counts them. It does not know the fused
+    attention of CPUs, so attention is computed without it. Pairs of positions that a mask hides are counted too.
     """
     model.train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -51,6 +51,20 @@ def recovery(
         run(load_recipe(recipe, output_dir), seed, resume)
 
 
+@app.command()
+def frontier(
+    file: Annotated[str, typer.Argument(help="A YAML file of models, or the name of one of the package's.")],
+    output_dir: Annotated[Path, typer.Option(help="Where to save.")],
+    seed: Annotated[list[int], typer.Option(help="A seed of the trainings; may be repeated.")] = [0],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
+) -> None:
+    """Train token-level models and SLLMs of several shapes: which ones does no other beat in bits, speed and cache?"""
+    with told_plainly():
+        from hf_sllm.training.frontier import frontier as run
+
+        run(file, output_dir, seed, resume)
+
+
 @app.command("layers")
 def choose_layers(
     backbone: Annotated[str, typer.Argument(help="Path or name of a causal language model.")],
