@@ -336,8 +336,8 @@ class SllmModel(SllmPreTrainedModel):
     ) -> SllmModelOutput:
         """More tokens, after those in the cache; the states of the last `kept` ones."""
         # From where the open sentences begin: one that closes now is encoded as a whole.
-        open_mask = torch.arange(cache.open_ids.shape[1], device=mask.device) < cache.open_length[:, None]
-        whole_ids = torch.cat([cache.open_ids, input_ids], 1)
+        open_ids, open_mask = cache.open_tokens()
+        whole_ids = torch.cat([open_ids, input_ids], 1)
         layout = self.segmenter.layout(whole_ids, torch.cat([open_mask, mask], 1))
         closes = layout.scatter(layout.token_closes)[:, open_mask.shape[1] :]  # (batch, length)
 
@@ -391,9 +391,8 @@ class SllmModel(SllmPreTrainedModel):
         self, embed: Callable, layout: SentenceLayout, in_parts: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mean and, if any, log-variance of the latents of the C closed sentences, `(C, num_latents, latent_size)`."""
-        closed = layout.sentence_closed[layout.token_sentence]  # (N,)
-        index = layout.token_index[closed]
-        sentence = (layout.sentence_closed.cumsum(0) - 1)[layout.token_sentence[closed]]
+        closed = layout.closed_sentences()
+        index, sentence = closed.token_index, closed.token_sentence
         if in_parts and len(index):
             return encode_in_parts(self.sentence_encoder, embed, index, sentence)
         if len(index):
@@ -553,8 +552,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         loss, losses = None, None
         if labels is not None:
             own, following = aligned_targets(outputs.layout, labels, shift_labels)
-            targets = following.new_full(outputs.last_hidden_state.shape[:2], -100).flatten()
-            targets[outputs.layout.token_index] = following
+            targets = outputs.layout.scatter(following, -100).flatten()
             items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             sums = self._sum_losses(outputs, logits, stop_logits, own, targets)
             losses = {name: total / items for name, total in sums.items()}

@@ -81,9 +81,9 @@ class SentenceLayout:
         self.sentence_rank = ranks(self.sentence_row)
         self.sentence_closed = self.token_closes[first.roll(-1)]
 
-    def scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Values `(N, …)` of the tokens at their places in `(batch, length, …)`; zero elsewhere."""
-        flat = values.new_zeros(self.mask.numel(), *values.shape[1:])
+    def scatter(self, values: torch.Tensor, elsewhere: float = 0) -> torch.Tensor:
+        """Values `(N, …)` of the tokens at their places in `(batch, length, …)`."""
+        flat = values.new_full((self.mask.numel(), *values.shape[1:]), elsewhere)
         return flat.index_copy(0, self.token_index, values).view(*self.mask.shape, *values.shape[1:])
 
     def closed_sentences(self) -> "SentenceLayout":

@@ -56,8 +56,7 @@ class SllmCache(Cache):
         self.token_ids: torch.Tensor = None  # (batch, length) what was seen, padding included
         self.token_mask: torch.Tensor = None  # (batch, length) bool
         self.token_closes: torch.Tensor = None  # (batch, length) bool
-        self.open_ids: torch.Tensor = None  # (batch, longest open sentence) the open sentences, left-aligned
-        self.open_length: torch.Tensor = None  # (batch,)
+        self.open_length: torch.Tensor = None  # (batch,) tokens of the open sentence
         self.num_tokens: torch.Tensor = None  # (batch,) without padding
         self.num_sentences: torch.Tensor = None  # (batch,) closed ones
         # (batch, entries of the backbone's cache) 0 for the start, j for the closed sentence j, -1 for a hole
@@ -86,9 +85,7 @@ class SllmCache(Cache):
 
     def append_sentences(self, sentence: torch.Tensor) -> torch.Tensor:
         """Announces new entries of the backbone's cache, `(batch, new)` with -1 for holes; returns the 2D mask."""
-        self.entry_sentence = (
-            sentence if self.entry_sentence is None else torch.cat([self.entry_sentence, sentence], 1)
-        )
+        self._append(entry_sentence=sentence)
         return self.entry_sentence >= 0
 
     def keep_sentence_state(self, states: torch.Tensor, sentence: torch.Tensor) -> None:
@@ -124,7 +121,7 @@ class SllmCache(Cache):
 
     def append_memory(self, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes in what is kept of the newest entries of the backbone's cache; returns all that is `written`."""
-        self.memory = written if self.memory is None else torch.cat([self.memory, written], 1)
+        self._append(memory=written)
         return self.written
 
     def leave_inference_mode(self) -> None:
@@ -150,32 +147,34 @@ class SllmCache(Cache):
 
     def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
-        if not self.is_empty:
-            token_ids = torch.cat([self.token_ids, token_ids], 1)
-            mask, closes = torch.cat([self.token_mask, mask], 1), torch.cat([self.token_closes, closes], 1)
-        self._set_tokens(token_ids, mask, closes)
+        self._append(token_ids=token_ids, token_mask=mask, token_closes=closes)
+        self._count()
         self._trim()
 
     def append_open(self, token_ids: torch.Tensor, mask: torch.Tensor) -> None:
         """As `append_tokens`, for one token of each row that closes no sentence."""
-        fed = mask[:, 0]
-        self.token_ids = torch.cat([self.token_ids, token_ids], 1)
-        self.token_mask = torch.cat([self.token_mask, mask], 1)
-        self.token_closes = torch.cat([self.token_closes, torch.zeros_like(mask)], 1)
-        if int(self.open_length.max()) == self.open_ids.shape[1]:
-            self.open_ids = torch.cat([self.open_ids, torch.zeros_like(token_ids)], 1)
-        # In a row that gets no token this is beyond its open sentence, where nothing counts.
-        self.open_ids = self.open_ids.scatter(1, self.open_length[:, None], token_ids)
-        self.open_length, self.num_tokens = self.open_length + fed, self.num_tokens + fed
+        self._append(token_ids=token_ids, token_mask=mask, token_closes=torch.zeros_like(mask))
+        self.open_length, self.num_tokens = self.open_length + mask[:, 0], self.num_tokens + mask[:, 0]
         self._trim()
 
-    def _set_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
-        self.token_ids, self.token_mask, self.token_closes = token_ids, mask, closes
-        self.num_tokens, self.num_sentences = mask.sum(1), closes.sum(1)
-        # Tokens of the open sentence have no closing token at or after them.
-        is_open = mask & ~closes.flip(1).cummax(1).values.flip(1)
-        self.open_ids, real = pad_rows(token_ids[is_open], is_open.nonzero()[:, 0], len(mask))
-        self.open_length = real.sum(1)
+    def open_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ids of the open sentences, `(batch, longest of them)` from the left, and the mask that shows them."""
+        is_open = self._is_open()
+        return pad_rows(self.token_ids[is_open], is_open.nonzero()[:, 0], len(is_open))
+
+    def _is_open(self) -> torch.Tensor:
+        """`(batch, length)`, true at tokens of the open sentence: none at or after them closes it."""
+        return self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1)
+
+    def _append(self, **new: torch.Tensor) -> None:
+        """Puts values `(batch, new, …)` after those of the same name."""
+        for name, values in new.items():
+            before = getattr(self, name)
+            setattr(self, name, values if before is None else torch.cat([before, values], 1))
+
+    def _count(self) -> None:
+        self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
+        self.open_length = self._is_open().sum(1)
 
     def first_needed(self) -> torch.Tensor:
         """`(batch,)` index of the first position of the stream that the next one may see."""
@@ -243,7 +242,9 @@ class SllmCache(Cache):
         crosses_sentence = bool(self.token_closes[:, length:].any())
         if crosses_sentence:
             self.sentence_state = None
-        self._set_tokens(*(values[:, :length] for values in (self.token_ids, self.token_mask, self.token_closes)))
+        self.token_ids = self.token_ids[:, :length]
+        self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
+        self._count()
         # The state at the new end is not known: a row that gets nothing but padding next has no distribution.
         self.last_state = torch.zeros_like(self.last_state)
 
