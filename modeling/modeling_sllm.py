@@ -312,14 +312,9 @@ class SllmModel(SllmPreTrainedModel):
         positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
         token_index, first_exact = layout.token_index, None
         if kept < mask.shape[1]:
-            start, first_exact = tail_of_prefill(
-                positions.output_slot[:, -kept, None],
-                self.sentence_decoder.model.config.num_hidden_layers,
-                config.decoder_context_length,
-                config.max_sentence_length + config.prefix_length,
-            )
-            positions = positions.from_slot(start)
-            token_index = token_index[positions.tokens_used()]
+            depth = self.sentence_decoder.model.config.num_hidden_layers
+            positions, used, first_exact = tail_of_prefill(positions, kept, depth, config)
+            token_index = token_index[used]
         embeds = embed(token_index)
         output = self._decode(predicted, written, embeds, positions, mask, cache, kept, layers)
         if cache is not None:
@@ -391,8 +386,9 @@ class SllmModel(SllmPreTrainedModel):
         self, embed: Callable, layout: SentenceLayout, in_parts: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Mean and, if any, log-variance of the latents of the C closed sentences, `(C, num_latents, latent_size)`."""
-        closed = layout.closed_sentences()
-        index, sentence = closed.token_index, closed.token_sentence
+        closed = layout.sentence_closed[layout.token_sentence]  # (N,)
+        index = layout.token_index[closed]
+        sentence = (layout.sentence_closed.cumsum(0) - 1)[layout.token_sentence[closed]]
         if in_parts and len(index):
             return encode_in_parts(self.sentence_encoder, embed, index, sentence)
         if len(index):

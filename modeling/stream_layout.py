@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from .sentence_segmentation import ranks
 
@@ -56,29 +57,6 @@ class DecoderPositions:
     vector: torch.Tensor
     token_slot: torch.Tensor
     output_slot: torch.Tensor
-
-    def from_slot(self, first: torch.Tensor) -> "DecoderPositions":
-        """The positions of each row from number `first`, `(batch, 1)`, on."""
-        size = (self.stream.index >= 0).sum(1, keepdim=True) - first
-        slot = first + torch.arange(int(size.max()), device=first.device)  # (batch, fewer positions)
-        past_end = slot >= first + size
-        slot = slot.clamp(max=self.token.shape[1] - 1)
-        stream = self.stream.map(lambda values: values.gather(1, slot))
-        stream.index = stream.index.masked_fill(past_end, -1)
-        return DecoderPositions(
-            stream=stream,
-            token=self.token.gather(1, slot),
-            vector=self.vector.gather(1, slot),
-            token_slot=self.token_slot - first,
-            output_slot=self.output_slot - first,
-        )
-
-    def tokens_used(self) -> torch.Tensor:
-        """Which tokens the positions need, in order; `token` is then counted among these."""
-        used, place = self.token.unique(return_inverse=True)
-        has_none = int(used[0] < 0)
-        self.token = place - has_none
-        return used[has_none:]
 
 
 def lay_out(
@@ -135,27 +113,42 @@ def lay_out(
 
 
 def tail_of_prefill(
-    first_output: torch.Tensor, depth: int, context_length: int, sentence_positions: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the decoder has to read to give the outputs from some position on: little, however long the text is.
+    positions: DecoderPositions, kept: int, depth: int, config: PreTrainedConfig
+) -> tuple[DecoderPositions, torch.Tensor, torch.Tensor]:
+    """What the decoder has to read to give the last `kept` outputs: little, however long the text is.
 
     A layer reaches back as far as the context or the sentence does, and the next one sees what these positions have
     seen. Without a context no layer reaches beyond the sentence. One more sentence is read, so that the last tokens
     can be taken back and others fed, as drafting does.
 
     Args:
-        first_output: `(batch, 1)` the first position whose output is wanted.
         depth: Layers of the decoder.
-        sentence_positions: Positions of the longest sentence with its prefix.
 
     Returns:
-        The first position to be read, and the first one of which every layer then has all that it would have had of
-        the whole text; both `(batch, 1)`.
+        The positions to be read. Which of the N tokens they need, in order: their `token` is counted among these. And
+        `(batch, 1)` the first position of which every layer then has all that it would have had of the whole text.
     """
-    reach = max(context_length, sentence_positions)
-    start = first_output - reach * (depth if context_length else 1) - sentence_positions
-    exact = start + reach * (depth - 1 if context_length else 1)
-    return start.clamp(min=0), torch.where(start > 0, exact, 0)
+    window, longest = config.decoder_context_length, config.max_sentence_length + config.prefix_length
+    reach = max(window, longest)
+    first = positions.output_slot[:, -kept, None] - reach * (depth if window else 1) - longest
+    exact = torch.where(first > 0, first + reach * (depth - 1 if window else 1), 0)
+    first = first.clamp(min=0)
+    size = (positions.stream.index >= 0).sum(1, keepdim=True) - first
+    slot = first + torch.arange(int(size.max()), device=first.device)  # (batch, fewer positions)
+    past_end = slot >= first + size
+    slot = slot.clamp(max=positions.token.shape[1] - 1)
+    stream = positions.stream.map(lambda values: values.gather(1, slot))
+    stream.index = stream.index.masked_fill(past_end, -1)
+    used, token = positions.token.gather(1, slot).unique(return_inverse=True)
+    has_none = int(used[0] < 0)
+    tail = DecoderPositions(
+        stream=stream,
+        token=token - has_none,
+        vector=positions.vector.gather(1, slot),
+        token_slot=positions.token_slot - first,
+        output_slot=positions.output_slot - first,
+    )
+    return tail, used[has_none:], exact
 
 
 def pad_rows(values: torch.Tensor, row: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,9 +53,9 @@ def chunked_token_loss(
     targets = targets[scored]
 
     def loss_of(logits: torch.Tensor, first: int) -> torch.Tensor:
-        return token_loss(logits, targets[first : first + len(logits)], gamma)
+        return token_loss(adjust(logits), targets[first : first + len(logits)], gamma)
 
-    return chunked_loss(states[scored], loss_of, lm_head, adjust, chunk_elements)
+    return chunked_loss(states[scored], loss_of, lm_head, chunk_elements)
 
 
 class LMHead(nn.Linear):
@@ -81,25 +81,19 @@ def chunked_loss(
     states: torch.Tensor,
     loss_of: Callable[[torch.Tensor, int], torch.Tensor],
     lm_head: nn.Module,
-    adjust: Callable[[torch.Tensor], torch.Tensor],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> torch.Tensor:
-    """A loss, summed over the logits of states `(N, width)`, which never exist all at once.
+    """A loss, summed over what the LM head makes of states `(N, width)`, which never exist all at once.
 
     Args:
-        loss_of: Of some logits in a row, and which state the first one is of.
+        loss_of: Of some of these logits in a row, and which state the first one is of.
         lm_head: An `LMHead`; another module, as adapters put in its place, is called once for each chunk.
-        adjust: From what the LM head puts out to the logits.
         chunk_elements: How many logits may exist at once.
     """
-
-    def loss_of_output(output: torch.Tensor, first: int) -> torch.Tensor:
-        return loss_of(adjust(output), first)
-
     chunk_size = max(1, chunk_elements // lm_head.out_features)
     if isinstance(lm_head, LMHead):
-        return lm_head(states, loss_of_output, chunk_size)
-    return _sum_over_chunks(lm_head, lm_head, states, loss_of_output, chunk_size)
+        return lm_head(states, loss_of, chunk_size)
+    return _sum_over_chunks(lm_head, lm_head, states, loss_of, chunk_size)
 
 
 def _sum_over_chunks(

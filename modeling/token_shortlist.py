@@ -45,9 +45,9 @@ def bag_of_words_loss(
     def loss_of(logits: torch.Tensor, begin: int) -> torch.Tensor:
         bounds = torch.tensor([begin, begin + len(logits)], device=group.device)
         tokens = slice(*torch.searchsorted(group, bounds).tolist())
-        return -logits.float().log_softmax(-1)[group[tokens] - begin, targets[tokens]].sum()
+        return -adjust(logits).float().log_softmax(-1)[group[tokens] - begin, targets[tokens]].sum()
 
-    return chunked_loss(shortlist_head(starts), loss_of, lm_head, adjust)
+    return chunked_loss(shortlist_head(starts), loss_of, lm_head)
 
 
 def token_scores(model: Any, states: torch.Tensor) -> torch.Tensor:
