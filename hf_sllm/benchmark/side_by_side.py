@@ -46,9 +46,9 @@ def measure_side_by_side(
 
     Args:
         configs: Of causal language models, SLLMs or others. Positions are added where a text needs more.
-        sentence_lengths: Of each, the tokens of a sentence; it divides `new_tokens` and each length of context.
-        context_lengths: Tokens that are read first.
-        new_tokens: Tokens that are written in each run.
+        sentence_lengths: Of each, the tokens of a sentence.
+        context_lengths: Tokens that are read first, less what is no whole sentence.
+        new_tokens: Tokens that are written in each run, two sentences at least, less what is no whole sentence.
         runs: How many times each model is timed; a round before them does not count.
         progress: Whether to show a progress bar, on standard error.
 
@@ -59,20 +59,21 @@ def measure_side_by_side(
     found: list[dict[int, WritingSpeed]] = [{} for _ in sides]
     console = Console(stderr=True)
     for context_length in track(context_lengths, "Writing by turns", console=console, disable=not progress):
-        texts = [
-            random_text(1, context_length, length, side.model.config.get_text_config(decoder=True).vocab_size)
-            for side, length in zip(sides, sentence_lengths, strict=True)
-        ]
+        texts = []
+        for side, length in zip(sides, sentence_lengths, strict=True):
+            vocab_size = side.model.config.get_text_config(decoder=True).vocab_size
+            texts.append(random_text(1, context_length - context_length % length, length, vocab_size).to(device))
         speeds: list[list[float]] = [[] for _ in sides]
         for _ in range(runs + 1):
             for side, text, length, own in zip(sides, texts, sentence_lengths, speeds, strict=True):
                 clock = Clock(side.model)
-                write(side, text.to(device), length, new_tokens, clock)
-                seconds = clock.between(context_length + length, context_length + new_tokens)
-                own.append((new_tokens - length) / seconds)
+                read, written = text.shape[1], new_tokens - new_tokens % length
+                write(side, text, length, written, clock)
+                own.append((written - length) / clock.between(read + length, read + written))
         for figures, side, text, own in zip(found, sides, texts, speeds, strict=True):
-            cache_bytes = _cache_bytes(side, text.to(device))
-            figures[context_length] = WritingSpeed(statistics.median(own[1:]), cache_bytes / context_length)
+            figures[context_length] = WritingSpeed(
+                statistics.median(own[1:]), _cache_bytes(side, text) / text.shape[1]
+            )
     return found
 
 

@@ -296,19 +296,16 @@ def halves(valid: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[
 def sentence_lengths(
     models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase, documents: list[dict[str, Any]]
 ) -> list[int]:
-    """How long the sentences are that each model writes when it is timed.
-
-    An SLLM's are as long as those that it finds in these texts on average, or as the next lower power of two, which
-    divides the lengths of context. For a token-level model it makes no difference.
+    """How many tokens the sentences have that each model writes when it is timed: an SLLM's as many as those that it
+    finds in these texts on average. For a token-level model it makes no difference.
     """
-    longest = NEW_TOKENS // 2
     lengths = []
     for model in models:
-        mean = float(longest)
+        mean = 16.0
         if model.config.model_type == "sllm":
             cuts = sentence_statistics(documents, tokenizer, model.config, candidates=(), progress=False).cuts
             mean = cuts[0].tokens_per_sentence
-        lengths.append(2 ** int(math.log2(min(max(mean, 1.0), longest))))
+        lengths.append(min(round(mean), NEW_TOKENS // 2))
     return lengths
 
 
