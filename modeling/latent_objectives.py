@@ -32,16 +32,11 @@ def sample_latents(
     return latents
 
 
-# The head's hidden layer, in widths of the backbone.
-HIDDEN_WIDTHS = 4
-
-
 class NextLatentHead(nn.Sequential):
     """From the backbone's state `(…, width)` before a sentence to what it will read of it, `(…, width)`."""
 
     def __init__(self, width: int):
-        hidden = HIDDEN_WIDTHS * width
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 def next_latent_loss(

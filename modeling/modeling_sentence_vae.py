@@ -135,12 +135,10 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: its named terms, each with the config's weight for it if there is one."""
-        weights = {"kl": self.config.kl_weight * self.kl_scale, "stop": self.config.stop_weight}
-        if "next_sentence" in losses:
-            weights["reconstruction"] = self.config.reconstruction_weight
-            weights["bag_of_words"] = self.config.bag_of_words_weight
-            weights["next_latent"] = self.config.next_latent_weight
-        return torch.stack([weights.get(name, 1.0) * term for name, term in losses.items()]).sum()
+        weights = {name: getattr(self.config, f"{name}_weight", 1.0) for name in losses}
+        if "kl" in losses:
+            weights["kl"] *= self.kl_scale
+        return torch.stack([weights[name] * term for name, term in losses.items()]).sum()
 
     def tie_head(self, table: nn.Module, names: str) -> None:
         """Declares the LM head tied to the embeddings, whatever the backbone calls them."""

@@ -305,8 +305,7 @@ class SllmModel(SllmPreTrainedModel):
 
         embed = partial(self.embeds_of, input_ids=input_ids, inputs_embeds=inputs_embeds)
         in_parts = cache is not None and not torch.is_grad_enabled()
-        mean, log_variance = self._encode(embed, layout, in_parts)
-        latents = sample_latents(config, mean, log_variance, self.training)  # (C, num_latents, latent_size)
+        latents, statistics = self._encode(embed, layout, in_parts)  # (C, num_latents, latent_size)
         predicted, written, next_latents = self._predict(latents, layout, cache)
 
         positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
@@ -322,8 +321,7 @@ class SllmModel(SllmPreTrainedModel):
             if first_exact is not None:
                 cache.drop_slots_before(first_exact)
         output.latents, output.next_latents = latents, next_latents
-        output.latent_statistics = None if log_variance is None else (mean, log_variance)
-        output.layout, output.token_embeds = layout, embeds
+        output.latent_statistics, output.layout, output.token_embeds = statistics, layout, embeds
         return output
 
     def _read_on(
@@ -337,8 +335,7 @@ class SllmModel(SllmPreTrainedModel):
         closes = layout.scatter(layout.token_closes)[:, open_mask.shape[1] :]  # (batch, length)
 
         if layout.sentence_closed.any():
-            mean, log_variance = self._encode(partial(self.embeds_of, input_ids=whole_ids), layout)
-            latents = sample_latents(self.config, mean, log_variance, self.training)
+            latents, _ = self._encode(partial(self.embeds_of, input_ids=whole_ids), layout)
             predicted, written, _ = self._predict(latents, layout, cache)
         else:
             size = (self.config.num_latents, self.config.latent_size)
@@ -375,7 +372,8 @@ class SllmModel(SllmPreTrainedModel):
             prefix=torch.zeros_like(input_ids),
         )
         check_length(stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states = self.sentence_decoder.extend(self.get_input_embeddings()(input_ids), stream, cache)
+        embeds = self.sentence_decoder.embed_projection(self.get_input_embeddings()(input_ids))
+        states = self.sentence_decoder.read_on(embeds, stream, cache.decoder, cache.open_latents)
         states = self.read_memory(states, stream.sentence, cache.written)
         states = torch.where(mask[..., None], states, cache.last_state[:, None])
         cache.append_open(input_ids, mask)
@@ -384,19 +382,23 @@ class SllmModel(SllmPreTrainedModel):
 
     def _encode(
         self, embed: Callable, layout: SentenceLayout, in_parts: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mean and, if any, log-variance of the latents of the C closed sentences, `(C, num_latents, latent_size)`."""
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The latents of the C closed sentences, `(C, num_latents, latent_size)`, and their mean and log-variance, if
+        the config has a KL term."""
         closed = layout.sentence_closed[layout.token_sentence]  # (N,)
         index = layout.token_index[closed]
         sentence = (layout.sentence_closed.cumsum(0) - 1)[layout.token_sentence[closed]]
-        if in_parts and len(index):
-            return encode_in_parts(self.sentence_encoder, embed, index, sentence)
-        if len(index):
-            return self.sentence_encoder(embed(index), sentence)
-        # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
-        token = torch.zeros(1, dtype=torch.long, device=index.device)
-        mean, log_variance = self.sentence_encoder(embed(token), token)
-        return mean[:0], None if log_variance is None else log_variance[:0]
+        if len(index) == 0:
+            # Where weights are sharded, every process has to call every part: here on a sentence that nobody reads.
+            index = torch.zeros(1, dtype=torch.long, device=index.device)
+            found = self.sentence_encoder(embed(index), index)
+            mean, log_variance = (None if part is None else part[:0] for part in found)
+        elif in_parts:
+            mean, log_variance = encode_in_parts(self.sentence_encoder, embed, index, sentence)
+        else:
+            mean, log_variance = self.sentence_encoder(embed(index), sentence)
+        latents = sample_latents(self.config, mean, log_variance, self.training)
+        return latents, None if log_variance is None else (mean, log_variance)
 
     def _predict(
         self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None

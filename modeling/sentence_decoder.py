@@ -105,10 +105,6 @@ class SentenceDecoder(nn.Module):
             return vectors, None
         return all_rows(self.sentence_start, latents.device).to(dtype).expand(*latents.shape[:-2], 1, -1), vectors
 
-    def extend(self, token_embeds: torch.Tensor, stream: Stream, cache: Any) -> torch.Tensor:
-        """States `(batch, Q, token_width)` of tokens `(batch, Q, token_width)` that continue the open sentences."""
-        return self.read_on(self.embed_projection(token_embeds), stream, cache.decoder, cache.open_latents)
-
     def read_on(
         self, inputs_embeds: torch.Tensor, stream: Stream, cache: DecoderCache, attended: torch.Tensor | None
     ) -> torch.Tensor:

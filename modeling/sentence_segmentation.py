@@ -101,10 +101,8 @@ class SentenceLayout:
 
 
 def ranks(group: torch.Tensor) -> torch.Tensor:
-    """The number of each of N among those of its own group, `(N,)`; they lie group after group."""
-    order = torch.arange(len(group), device=group.device)
-    begins = F.pad(group.diff() != 0, (1, 0), value=True)[: len(group)]
-    return order - torch.where(begins, order, 0).cummax(0).values
+    """The number of each of N among those of its own group, `(N,)`; groups are numbered in order."""
+    return torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
 
 
 class SentenceSegmenter:
@@ -177,14 +175,10 @@ class SentenceSegmenter:
         token 0 under "the token after the end of s". Doubling the step finds the whole orbit in log2(N) rounds.
         """
         total = len(strength)
-        order = torch.arange(total, device=strength.device)
-
-        def with_length(length: int) -> torch.Tensor:  # where a sentence that begins here has so many tokens
-            return order + length - 1
-
-        end = torch.minimum(with_length(self.config.max_sentence_length), _next_true(ends_row)[:-1])
+        order = torch.arange(total, device=strength.device)  # plus n - 1: the end of a sentence of n tokens from here
+        end = torch.minimum(order + self.config.max_sentence_length - 1, _next_true(ends_row)[:-1])
         for closing, length in ((3, 1), (2, self.config.min_sentence_length), (1, self.config.min_clause_length)):
-            end = torch.minimum(end, _next_true(strength == closing)[with_length(length).clamp(max=total)])
+            end = torch.minimum(end, _next_true(strength == closing)[(order + length - 1).clamp(max=total)])
         step = torch.cat([end + 1, end.new_tensor([total])])
         reached = torch.zeros(total + 1, dtype=torch.bool, device=strength.device)
         reached[0] = True
