@@ -417,7 +417,8 @@ class SllmModel(SllmPreTrainedModel):
         if self.memory is not None:
             written = self.memory.write(padded), position_ids
             if cache is not None:
-                written = cache.append_memory(written[0])
+                cache.append(memory=written[0])
+                written = cache.written
         next_latents = None
         if begins and self.config.next_latent_weight > 0:
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
@@ -440,9 +441,8 @@ class SllmModel(SllmPreTrainedModel):
     ) -> SllmModelOutput:
         """The decoder's states at the last `kept` of the tokens that the mask shows."""
         check_length(positions.stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        states, *hidden_states = self.sentence_decoder(
-            predicted, token_embeds, positions, cache=cache, output_hidden_states=layers
-        )
+        window = self.config.decoder_context_length
+        states, *hidden_states = self.sentence_decoder(predicted, token_embeds, positions, window, cache, layers)
         output_slot = positions.output_slot[:, -kept:]
         place = output_slot.clamp(min=0)
         last_hidden_state = take(states, place)  # (batch, kept, width)

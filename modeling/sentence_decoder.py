@@ -42,7 +42,7 @@ class SentenceDecoder(nn.Module):
         latents: torch.Tensor,
         token_embeds: torch.Tensor,
         positions: DecoderPositions,
-        context_length: int | None = None,
+        context_length: int,
         cache: Any = None,
         output_hidden_states: bool | list[int] = False,
     ) -> States:
@@ -51,7 +51,7 @@ class SentenceDecoder(nn.Module):
             latents: `(batch, J, num_latents, latent_size)` of the sentences that begin in each row.
             token_embeds: `(N, token_width)` of the tokens that stand at these positions.
             positions: Where prefixes and tokens stand.
-            context_length: By default the config's `decoder_context_length`.
+            context_length: How many positions back it sees, beyond the sentence.
             cache (`SllmCache`): Holds the positions before; it is updated.
             output_hidden_states: Whether to return the states of the layers, or of which; as in transformers.
 
@@ -59,8 +59,6 @@ class SentenceDecoder(nn.Module):
             `(batch, positions, token_width)`, and such states as are wanted of the input and of each layer, of which
             the last one's are the first again.
         """
-        if context_length is None:
-            context_length = self.config.decoder_context_length
         token_embeds, latents = drop_inputs(self.config, token_embeds, latents, self.training)
         if self.training and self.config.context_dropout > 0 and torch.rand(()) < self.config.context_dropout:
             context_length = 0  # what the text before says has to come through the latents
@@ -246,9 +244,7 @@ def reconstruction_states(
     window = decoder.config.decoder_context_length if context_length is None else context_length
     positions = lay_out(layout.mask, layout.scatter(precedes), decoder.config.prefix_length, window == 0)
     of_rows, _ = pad_rows(latents, layout.sentence_row, len(layout.mask))
-    states, *layers = decoder(
-        of_rows, token_embeds, positions, context_length=window, output_hidden_states=output_hidden_states
-    )
+    states, *layers = decoder(of_rows, token_embeds, positions, window, output_hidden_states=output_hidden_states)
     row, slot = layout.token_row, positions.token_slot.flatten()[layout.token_index]
     return states[row, slot - 1], states[row, slot], each(lambda layer: layer[row, slot - 1], layers)
 

@@ -83,9 +83,15 @@ class SllmCache(Cache):
         covers_all = attention_mask.dim() == 2 and attention_mask.shape[1] == self.get_seq_length() + length
         return attention_mask[:, -length:] if covers_all else attention_mask
 
+    def append(self, **new: torch.Tensor) -> None:
+        """Puts values `(batch, new, …)` after those of the same name."""
+        for name, values in new.items():
+            before = getattr(self, name)
+            setattr(self, name, values if before is None else torch.cat([before, values], 1))
+
     def append_sentences(self, sentence: torch.Tensor) -> torch.Tensor:
         """Announces new entries of the backbone's cache, `(batch, new)` with -1 for holes; returns the 2D mask."""
-        self._append(entry_sentence=sentence)
+        self.append(entry_sentence=sentence)
         return self.entry_sentence >= 0
 
     def keep_sentence_state(self, states: torch.Tensor, sentence: torch.Tensor) -> None:
@@ -119,11 +125,6 @@ class SllmCache(Cache):
         """What is in the memory, and the sentence that each entry is of."""
         return self.memory, self.entry_sentence
 
-    def append_memory(self, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes in what is kept of the newest entries of the backbone's cache; returns all that is `written`."""
-        self._append(memory=written)
-        return self.written
-
     def leave_inference_mode(self) -> None:
         """Makes ordinary tensors of what those who read on with gradients differentiate."""
         for name in ("open_latents", "memory"):
@@ -147,13 +148,13 @@ class SllmCache(Cache):
 
     def append_tokens(self, token_ids: torch.Tensor, mask: torch.Tensor, closes: torch.Tensor) -> None:
         """Takes in the tokens of a forward pass, `(batch, new)` each, at its end."""
-        self._append(token_ids=token_ids, token_mask=mask, token_closes=closes)
+        self.append(token_ids=token_ids, token_mask=mask, token_closes=closes)
         self._count()
         self._trim()
 
     def append_open(self, token_ids: torch.Tensor, mask: torch.Tensor) -> None:
         """As `append_tokens`, for one token of each row that closes no sentence."""
-        self._append(token_ids=token_ids, token_mask=mask, token_closes=torch.zeros_like(mask))
+        self.append(token_ids=token_ids, token_mask=mask, token_closes=torch.zeros_like(mask))
         self.open_length, self.num_tokens = self.open_length + mask[:, 0], self.num_tokens + mask[:, 0]
         self._trim()
 
@@ -165,12 +166,6 @@ class SllmCache(Cache):
     def _is_open(self) -> torch.Tensor:
         """`(batch, length)`, true at tokens of the open sentence: none at or after them closes it."""
         return self.token_mask & ~self.token_closes.flip(1).cummax(1).values.flip(1)
-
-    def _append(self, **new: torch.Tensor) -> None:
-        """Puts values `(batch, new, …)` after those of the same name."""
-        for name, values in new.items():
-            before = getattr(self, name)
-            setattr(self, name, values if before is None else torch.cat([before, values], 1))
 
     def _count(self) -> None:
         self.num_tokens, self.num_sentences = self.token_mask.sum(1), self.token_closes.sum(1)
