@@ -309,17 +309,17 @@ class SllmModel(SllmPreTrainedModel):
         predicted, written, next_latents = self._predict(latents, layout, cache)
 
         positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
-        token_index, first_exact = layout.token_index, None
+        token_index, first_needed = layout.token_index, None
         if kept < mask.shape[1]:
             depth = self.sentence_decoder.model.config.num_hidden_layers
-            positions, used, first_exact = tail_of_prefill(positions, kept, depth, config)
+            positions, used, first_needed = tail_of_prefill(positions, kept, depth, config)
             token_index = token_index[used]
         embeds = embed(token_index)
         output = self._decode(predicted, written, embeds, positions, mask, cache, kept, layers)
         if cache is not None:
             cache.append_tokens(input_ids, mask, closes)
-            if first_exact is not None:
-                cache.drop_slots_before(first_exact)
+            if first_needed is not None:
+                cache.drop_slots_before(first_needed)
         output.latents, output.next_latents = latents, next_latents
         output.latent_statistics, output.layout, output.token_embeds = statistics, layout, embeds
         return output

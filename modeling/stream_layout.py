@@ -118,21 +118,28 @@ def tail_of_prefill(
     """What the decoder has to read to give the last `kept` outputs: little, however long the text is.
 
     A layer reaches back as far as the context or the sentence does, and the next one sees what these positions have
-    seen. Without a context no layer reaches beyond the sentence. One more sentence is read, so that the last tokens
-    can be taken back and others fed, as drafting does.
+    seen. Without a context no layer reaches beyond the sentence. One more sentence is read, so that the last token
+    can be taken back and another one fed, as drafting does.
 
     Args:
         depth: Layers of the decoder.
 
     Returns:
         The positions to be read. Which of the N tokens they need, in order: their `token` is counted among these. And
-        `(batch, 1)` the first position of which every layer then has all that it would have had of the whole text.
+        `(batch, 1)` the first position that is needed to go on. Of that and all after it every layer then has what it
+        would have had of the whole text.
     """
     window, longest = config.decoder_context_length, config.max_sentence_length + config.prefix_length
     reach = max(window, longest)
     first = positions.output_slot[:, -kept, None] - reach * (depth if window else 1) - longest
     exact = torch.where(first > 0, first + reach * (depth - 1 if window else 1), 0)
     first = first.clamp(min=0)
+    # Where the last token stands, and where its sentence begins: whoever takes it back sees no further.
+    is_token = (positions.stream.prefix == 0) & (positions.stream.index >= 0)
+    last = (is_token * torch.arange(is_token.shape[1], device=first.device)).amax(1, keepdim=True)
+    sentence = positions.stream.sentence
+    begins = ((sentence < sentence.gather(1, last)) & (positions.stream.index >= 0)).sum(1, keepdim=True)
+    needed = torch.maximum(exact, torch.minimum(begins, last - window))
     size = (positions.stream.index >= 0).sum(1, keepdim=True) - first
     slot = first + torch.arange(int(size.max()), device=first.device)  # (batch, fewer positions)
     past_end = slot >= first + size
@@ -148,7 +155,7 @@ def tail_of_prefill(
         token_slot=positions.token_slot - first,
         output_slot=positions.output_slot - first,
     )
-    return tail, used[has_none:], exact
+    return tail, used[has_none:], needed
 
 
 def pad_rows(values: torch.Tensor, row: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
