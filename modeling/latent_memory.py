@@ -4,7 +4,7 @@ The decoder sees its sentence and a window of tokens before it. What lies furthe
 of the decoder becomes logits, it attends to the latents of all sentences that were closed before its own, and to the
 start's, where it finds nothing. They have no positions: a sentence is found from afar as from nearby.
 
-A layer ends in maps that begin at zero: a model to which a memory is added begins as it was.
+A layer ends in a map that begins at zero: a model to which a memory is added begins as it was.
 """
 
 import torch
@@ -54,7 +54,7 @@ class LatentMemory(nn.Module):
 
 
 class MemoryLayer(nn.Module):
-    """Attention to the memory, and a SwiGLU (Shazeer 2020, arXiv 2002.05202), each added to the states."""
+    """Attention to the memory, added to the states."""
 
     def __init__(self, width: int, latent_size: int, num_heads: int):
         super().__init__()
@@ -62,8 +62,6 @@ class MemoryLayer(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(latent_size, 2 * width, bias=False)
         self.read_output = nn.Linear(width, width, bias=False)
-        self.gate_up = nn.Linear(width, 4 * width, bias=False)
-        self.mlp_output = nn.Linear(2 * width, width, bias=False)
 
     def write(self, latents: torch.Tensor) -> torch.Tensor:
         """Keys and values `(…, 2 * width)` of latents `(…, latent_size)`."""
@@ -79,9 +77,7 @@ class MemoryLayer(nn.Module):
         query = self._heads(self.query(normalised(states)))  # (batch, heads, Q, size)
         key, value = (self._heads(part) for part in memory.chunk(2, -1))
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
-        states = states + self.read_output(read.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(normalised(states)).chunk(2, -1)
-        return states + self.mlp_output(F.silu(gate) * up)
+        return states + self.read_output(read.transpose(1, 2).flatten(2))
 
     def _heads(self, values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -94,8 +90,7 @@ def normalised(vectors: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def init_memory_layer(layer: MemoryLayer) -> None:
-    """Maps that keep the scale of what they get; those whose output is added to the states begin at zero."""
-    for linear in (layer.query, layer.key_value, layer.gate_up):
+    """Maps that keep the scale of what they get; the one whose output is added to the states begins at zero."""
+    for linear in (layer.query, layer.key_value):
         init.normal_(linear.weight, mean=0.0, std=linear.in_features**-0.5)
-    for linear in (layer.read_output, layer.mlp_output):
-        init.zeros_(linear.weight)
+    init.zeros_(layer.read_output.weight)

@@ -90,7 +90,7 @@ def tiny_sllm(name: str = "llama", seed: int = 0, **options) -> SllmForCausalLM:
         linear.weight.data.normal_(std=0.3)
     # What begins at zero must matter as well.
     for name, parameter in model.named_parameters():
-        if name.endswith(("read_output.weight", "mlp_output.weight", "state_gate")):
+        if name.endswith(("read_output.weight", "state_gate")):
             parameter.data.normal_(std=0.1)
     return model.eval()
 
