@@ -33,11 +33,12 @@ class SentenceVaeConfig(PreTrainedConfig):
             normalised sum of the token states, with one latent.
         stop_head (`bool`): Also predict from each token's state whether it closes the sentence, as in the paper.
         focal_gamma (`float`): Exponent of the focal factor of the training loss; 0 is cross-entropy.
-        stop_weight, kl_weight (`float`): Weights of the stop and KL terms of the training loss.
-        kl_free_bits, kl_max_bits (`float`): Each unit's KL is clamped to lie between; outside it has no gradient.
-        token_dropout, latent_dropout, context_dropout, boundary_dropout (`float`): Shares of the decoder's tokens,
-            sentences' latents, batches' contexts, and ends of sentences, hidden in training.
-        latent_noise (`float`): Standard deviation of the noise added to latents in training.
+        stop_weight (`float`): Weight of the stop term of the training loss.
+        kl (`dict`): The KL term of the training loss: its `weight`, 0 for none; each unit's KL is clamped to lie
+            between `free_bits` and `max_bits`, outside of which it has no gradient.
+        dropout (`dict`): What is hidden in training: shares of the decoder's `tokens`, sentences' `latents`, batches'
+            `context`, and ends of sentences, `boundaries`; and `latent_noise`, the standard deviation of the noise
+            added to latents.
         lm_head_bias (`bool`): Whether the LM head has a bias, as a few backbones' heads do.
     """
 
@@ -48,6 +49,22 @@ class SentenceVaeConfig(PreTrainedConfig):
         "sentence_decoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
     # The auto classes that a saved checkpoint names, so that `trust_remote_code=True` finds them all.
+    # Fields that belong together are one field, as `rope_parameters` is. By the names that they had alone they are
+    # read and set as well.
+    groups = {
+        "kl": {"weight": 0.0, "free_bits": 0.0, "max_bits": None},
+        "dropout": {"tokens": 0.0, "latents": 0.0, "context": 0.0, "boundaries": 0.0, "latent_noise": 0.0},
+    }
+    old_names = {
+        "kl_weight": ("kl", "weight"),
+        "kl_free_bits": ("kl", "free_bits"),
+        "kl_max_bits": ("kl", "max_bits"),
+        "token_dropout": ("dropout", "tokens"),
+        "latent_dropout": ("dropout", "latents"),
+        "context_dropout": ("dropout", "context"),
+        "boundary_dropout": ("dropout", "boundaries"),
+        "latent_noise": ("dropout", "latent_noise"),
+    }
     auto_classes = {
         "AutoConfig": "configuration_sentence_vae.SentenceVaeConfig",
         "AutoModel": "modeling_sentence_vae.SentenceVaeModel",
@@ -68,14 +85,8 @@ class SentenceVaeConfig(PreTrainedConfig):
     stop_head: bool = False
     focal_gamma: float = interval(min=0.0)(default=0.0)
     stop_weight: float = interval(min=0.0)(default=1.0)
-    kl_weight: float = interval(min=0.0)(default=0.0)
-    kl_free_bits: float = interval(min=0.0)(default=0.0)
-    kl_max_bits: float | None = None
-    token_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
-    latent_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
-    context_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
-    boundary_dropout: float = interval(min=0.0, max=1.0)(default=0.0)
-    latent_noise: float = interval(min=0.0)(default=0.0)
+    kl: dict | None = None
+    dropout: dict | None = None
     lm_head_bias: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -83,6 +94,11 @@ class SentenceVaeConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        for group, defaults in self.groups.items():
+            setattr(self, group, {**defaults, **(getattr(self, group) or {})})
+        for name, (group, key) in self.old_names.items():
+            if name in kwargs:
+                getattr(self, group)[key] = kwargs.pop(name)
         self.auto_map = {**self.auto_classes, **(kwargs.pop("auto_map", None) or {})}
         super().__post_init__(**kwargs)
         self.boundary_token_ids = sorted(set(self.boundary_token_ids or []))
@@ -132,7 +148,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         Raises:
             TypeError: If a keyword is no field.
         """
-        unknown = sorted(set(kwargs) - set(cls.__dataclass_fields__))
+        unknown = sorted(set(kwargs) - set(cls.__dataclass_fields__) - set(cls.old_names))
         if unknown:
             raise TypeError(f"{cls.__name__} has no field {', '.join(unknown)}: see its docstring for those it has.")
         text_config = copy.deepcopy(text_config)  # a composite sets fields of its parts, the caller's stay as they are
@@ -146,6 +162,17 @@ class SentenceVaeConfig(PreTrainedConfig):
         """The paper's architecture, see `paper_fields`; 1 to 4 layers on each side."""
         fields = {**paper_fields(text_config, decoder_layers, kwargs.get("max_sentence_length", 64)), **kwargs}
         return cls.from_text_config(text_config, encoder_layers, **fields)
+
+
+def entry(group: str, key: str) -> property:
+    """An attribute that reads and sets an entry of a mapping."""
+    return property(
+        lambda self: getattr(self, group)[key], lambda self, value: getattr(self, group).update({key: value})
+    )
+
+
+for name, place in SentenceVaeConfig.old_names.items():
+    setattr(SentenceVaeConfig, name, entry(*place))
 
 
 __all__ = ["SentenceVaeConfig"]

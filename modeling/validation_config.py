@@ -1,6 +1,7 @@
 """Refusing config fields that cannot be, when the config is built; each error names field, value and remedy."""
 
 import functools
+import math
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
@@ -41,6 +42,7 @@ def check_config(config: PreTrainedConfig) -> None:
             f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
             '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
         )
+    check_groups(config)
     if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:
         raise ValueError(
             f"`kl_max_bits` is {config.kl_max_bits}: it must be above `kl_free_bits`, {config.kl_free_bits}, or no KL "
@@ -61,6 +63,24 @@ def check_config(config: PreTrainedConfig) -> None:
                 f"`{name}.max_position_embeddings` is {available}: `max_sentence_length` "
                 f"{config.max_sentence_length} needs at least {needed}."
             )
+
+
+def check_groups(config: PreTrainedConfig) -> None:
+    """Refuses unknown entries of a field that is a mapping, and values out of range: shares are from 0 to 1."""
+    old = {place: name for name, place in config.old_names.items()}
+    for group, defaults in config.groups.items():
+        unknown = sorted(set(getattr(config, group)) - set(defaults))
+        if unknown:
+            raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
+        for key, value in getattr(config, group).items():
+            most = 1.0 if group == "dropout" and key != "latent_noise" else math.inf
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_left_out = value is None and defaults[key] is None
+            if not is_left_out and not (is_number and 0 <= value <= most):
+                raise ValueError(
+                    f"`{group}.{key}` (or `{old[group, key]}`) is {value!r}: it must be a number from 0 "
+                    f"{'up' if most == math.inf else 'to 1'}."
+                )
 
 
 def check_auto_map(auto_map: dict) -> None:

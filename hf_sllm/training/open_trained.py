@@ -66,7 +66,7 @@ def open_config(name: str, model_type: str, fields: dict[str, Any]) -> Any:
     config: Any = AutoConfig.from_pretrained(name)
     if config.model_type != model_type:
         raise ValueError(f"`{model_type}` is {name}, a {config.model_type!r} model: it must be a {model_type!r} one.")
-    unknown = sorted(set(fields) - set(type(config).__dataclass_fields__))
+    unknown = sorted(set(fields) - set(type(config).__dataclass_fields__) - set(type(config).old_names))
     if unknown:
         raise TypeError(f"`sllm_config` has {', '.join(unknown)}, and {type(config).__name__} no such field.")
     return type(config).from_dict({**config.to_dict(), **fields})

@@ -31,6 +31,9 @@ def test_a_config_survives_its_json(tmp_path):
         ("clause_token_ids", [-1], "clause_token_ids"),
         ("token_dropout", 1.5, "token_dropout"),
         ("kl_weight", -0.1, "kl_weight"),
+        ("kl", {"weight": -0.1}, "kl.weight"),
+        ("dropout", {"token": 0.1}, "`dropout` has token: it has tokens, latents"),
+        ("dropout", {"context": "0.1"}, "dropout.context"),
     ],
 )
 def test_a_field_that_cannot_be_is_refused_by_name(field, value, says):
@@ -56,6 +59,16 @@ def test_from_backbone_refuses_what_it_cannot_build_and_leaves_the_backbone_as_i
     with pytest.raises(error, match=says):
         SllmForCausalLM.from_backbone(backbone, **{"boundary_token_ids": BOUNDARIES, **keywords})
     assert (backbone.config.to_dict(), backbone.config._attn_implementation) == before
+
+
+def test_the_names_that_fields_of_a_mapping_had_alone_are_read_and_set():
+    old = {"kl_weight": 0.5, "kl_max_bits": 2.0, "context_dropout": 0.25, "latent_noise": 0.1}
+    config = config_of(tiny_sllm(), **old)
+    assert config.kl == {"weight": 0.5, "free_bits": 0.0, "max_bits": 2.0}
+    assert config.dropout == {"tokens": 0.0, "latents": 0.0, "context": 0.25, "boundaries": 0.0, "latent_noise": 0.1}
+    assert {name: getattr(config, name) for name in old} == old and not old.keys() & config.to_dict().keys()
+    config.token_dropout = 0.75
+    assert config.dropout["tokens"] == 0.75 and tiny_sllm().config.token_dropout == 0.0
 
 
 def test_the_paper_preset_has_the_papers_architecture():
