@@ -7,7 +7,6 @@ import asyncio
 import shutil
 import statistics
 import time
-from contextlib import nullcontext
 
 import pytest
 from space_server import SPACE, running_space
@@ -63,7 +62,7 @@ def written_alone(asked: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
     texts = {}
     for prompt, seed in asked:
         writer = Writer(model, tokenizer, prompt, Settings(seed=seed), by_sentence=True)
-        for _ in race([writer], nullcontext()):
+        for _ in race([writer]):
             pass
         texts[prompt, seed] = writer.text
     return texts
