@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import interval, positive_int_field
 
 from .backbone_layers import fields_of_language_model, paper_fields
-from .validation_config import check_config, value_errors
+from .validation_config import check_config, check_entries, value_errors
 
 
 @value_errors
@@ -48,7 +48,6 @@ class SentenceVaeConfig(PreTrainedConfig):
         "sentence_encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "sentence_decoder_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
-    # The auto classes that a saved checkpoint names, so that `trust_remote_code=True` finds them all.
     # Fields that belong together are one field, as `rope_parameters` is. By the names that they had alone they are
     # read and set as well.
     groups = {
@@ -65,6 +64,7 @@ class SentenceVaeConfig(PreTrainedConfig):
         "boundary_dropout": ("dropout", "boundaries"),
         "latent_noise": ("dropout", "latent_noise"),
     }
+    # The auto classes that a saved checkpoint names, so that `trust_remote_code=True` finds them all.
     auto_classes = {
         "AutoConfig": "configuration_sentence_vae.SentenceVaeConfig",
         "AutoModel": "modeling_sentence_vae.SentenceVaeModel",
@@ -94,16 +94,20 @@ class SentenceVaeConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        for group, defaults in self.groups.items():
-            setattr(self, group, {**defaults, **(getattr(self, group) or {})})
         for name, (group, key) in self.old_names.items():
-            if name in kwargs:
-                getattr(self, group)[key] = kwargs.pop(name)
+            setattr(self, group, {key: kwargs.pop(name)} if name in kwargs else getattr(self, group) or {})
         self.auto_map = {**self.auto_classes, **(kwargs.pop("auto_map", None) or {})}
         super().__post_init__(**kwargs)
         self.boundary_token_ids = sorted(set(self.boundary_token_ids or []))
         self.clause_token_ids = sorted(set(self.clause_token_ids or []))
         self.latent_size = self.token_config.hidden_size if self.latent_size is None else self.latent_size
+
+    def __setattr__(self, name, value):
+        if name in self.groups and value is not None:
+            # Entries that are not given stay as they are. A new mapping, so that a copied config keeps its own.
+            value = {**(vars(self).get(name) or self.groups[name]), **value}
+            check_entries(name, value, self.groups[name], self.old_names)
+        super().__setattr__(name, value)
 
     @property
     def token_config(self) -> PreTrainedConfig:
@@ -166,9 +170,7 @@ class SentenceVaeConfig(PreTrainedConfig):
 
 def entry(group: str, key: str) -> property:
     """An attribute that reads and sets an entry of a mapping."""
-    return property(
-        lambda self: getattr(self, group)[key], lambda self, value: getattr(self, group).update({key: value})
-    )
+    return property(lambda self: getattr(self, group)[key], lambda self, value: setattr(self, group, {key: value}))
 
 
 for name, place in SentenceVaeConfig.old_names.items():

@@ -6,7 +6,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.type_validators import interval
 
 from .configuration_sentence_vae import SentenceVaeConfig
-from .validation_config import check_memory, value_errors
+from .validation_config import value_errors
 
 
 @value_errors
@@ -34,6 +34,7 @@ class SllmConfig(SentenceVaeConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         **SentenceVaeConfig.sub_configs_defaults,
     }
+    groups = {**SentenceVaeConfig.groups, "memory": {"num_layers": 1, "num_heads": None}}
     auto_classes = {
         "AutoConfig": "configuration_sllm.SllmConfig",
         "AutoModel": "modeling_sllm.SllmModel",
@@ -50,16 +51,6 @@ class SllmConfig(SentenceVaeConfig):
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
     bag_of_words_weight: float = interval(min=0.0)(default=0.0)
     next_latent_weight: float = interval(min=0.0)(default=0.0)
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        if self.memory is not None:
-            heads = getattr(self.sentence_decoder_config, "num_attention_heads", None) or 1
-            self.memory = {"num_layers": 1, "num_heads": heads, **self.memory}
-
-    def validate_architecture(self):
-        super().validate_architecture()
-        check_memory(self.memory, self.text_config.hidden_size)
 
     @property
     def token_config(self) -> PreTrainedConfig:

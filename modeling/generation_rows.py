@@ -74,12 +74,11 @@ class Rows:
 
     def output(self, cache: Any) -> torch.Tensor | GenerateDecoderOnlyOutput:
         """What `generate` returns: the ids, and if asked what is kept beside them."""
+        cache.leave_inference_mode()  # it may be the caller's own
         if not self.returns_dict:
             return self.ids
         # In a batch, rows that waited have columns in the cache that the text has not.
         cache = cache if len(self.ids) == 1 else None
-        if cache is not None:
-            cache.leave_inference_mode()
         scores, logits = (None if steps is None else tuple(steps) for steps in (self.scores, self.logits))
         return GenerateDecoderOnlyOutput(sequences=self.ids, scores=scores, logits=logits, past_key_values=cache)
 

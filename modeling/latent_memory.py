@@ -21,13 +21,18 @@ class LatentMemory(nn.Module):
     Args:
         config: Its `memory` says how many layers and heads there are.
         width: Of the states.
+
+    Raises:
+        ValueError: If the heads cannot share the width.
     """
 
     def __init__(self, config: SllmConfig, width: int):
         super().__init__()
+        num_heads = config.memory["num_heads"] or getattr(config.sentence_decoder_config, "num_attention_heads", 1)
+        if width % num_heads:
+            raise ValueError(f"`memory.num_heads` is {num_heads}: it must divide the model's width, {width}.")
         self.layers = nn.ModuleList(
-            MemoryLayer(width, config.latent_size, config.memory["num_heads"])
-            for _ in range(config.memory["num_layers"])
+            MemoryLayer(width, config.latent_size, num_heads) for _ in range(config.memory["num_layers"])
         )
 
     def write(self, latents: torch.Tensor) -> torch.Tensor:
@@ -75,7 +80,8 @@ class MemoryLayer(nn.Module):
             visible: `(batch, Q, M)`; each state sees at least one entry.
         """
         query = self._heads(self.query(normalised(states)))  # (batch, heads, Q, size)
-        key, value = (self._heads(part) for part in memory.chunk(2, -1))
+        # A cache may have been written under another autocast.
+        key, value = (self._heads(part.to(query.dtype)) for part in memory.chunk(2, -1))
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
         return states + self.read_output(read.transpose(1, 2).flatten(2))
 

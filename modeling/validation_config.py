@@ -42,7 +42,6 @@ def check_config(config: PreTrainedConfig) -> None:
             f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
             '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
         )
-    check_groups(config)
     if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:
         raise ValueError(
             f"`kl_max_bits` is {config.kl_max_bits}: it must be above `kl_free_bits`, {config.kl_free_bits}, or no KL "
@@ -65,22 +64,21 @@ def check_config(config: PreTrainedConfig) -> None:
             )
 
 
-def check_groups(config: PreTrainedConfig) -> None:
-    """Refuses unknown entries of a field that is a mapping, and values out of range: shares are from 0 to 1."""
-    old = {place: name for name, place in config.old_names.items()}
-    for group, defaults in config.groups.items():
-        unknown = sorted(set(getattr(config, group)) - set(defaults))
-        if unknown:
-            raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
-        for key, value in getattr(config, group).items():
-            most = 1.0 if group == "dropout" and key != "latent_noise" else math.inf
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_left_out = value is None and defaults[key] is None
-            if not is_left_out and not (is_number and 0 <= value <= most):
-                raise ValueError(
-                    f"`{group}.{key}` (or `{old[group, key]}`) is {value!r}: it must be a number from 0 "
-                    f"{'up' if most == math.inf else 'to 1'}."
-                )
+def check_entries(group: str, entries: dict, defaults: dict, old_names: dict) -> None:
+    """Refuses unknown entries of a field that is a mapping, and values out of range: shares are from 0 to 1, numbers of
+    layers and heads at least 1."""
+    unknown = sorted(set(entries) - set(defaults))
+    if unknown:
+        raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
+    old = {key: f" (or `{name}`)" for name, (its_group, key) in old_names.items() if its_group == group}
+    for key, value in entries.items():
+        most = 1.0 if group == "dropout" and key != "latent_noise" else math.inf
+        is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+        says = f"a number from 0 {'up' if most == math.inf else 'to 1'}"
+        if group == "memory":
+            is_right, says = type(value) is int and value >= 1, "a whole number of at least 1"
+        if not is_right and not (value is None and defaults[key] is None):
+            raise ValueError(f"`{group}.{key}`{old.get(key, '')} is {value!r}: it must be {says}.")
 
 
 def check_auto_map(auto_map: dict) -> None:
@@ -91,17 +89,3 @@ def check_auto_map(auto_map: dict) -> None:
                 f"`auto_map` of config.json has {auto_class} = {place!r}: only code beside the weights is run. "
                 "Take the repository's name out if you trust it, and put the file there."
             )
-
-
-def check_memory(memory: dict | None, width: int) -> None:
-    """Refuses a memory of another kind than `LatentMemory` is, whose heads share `width` equally."""
-    if memory is None:
-        return
-    unknown = sorted(set(memory) - {"num_layers", "num_heads"})
-    if unknown:
-        raise ValueError(f"`memory` has {', '.join(unknown)}: it has `num_layers` and `num_heads`, both numbers.")
-    for name, value in memory.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"`memory.{name}` is {value!r}: it must be a whole number of at least 1.")
-    if width % memory["num_heads"]:
-        raise ValueError(f"`memory.num_heads` is {memory['num_heads']}: it must divide the model's width, {width}.")

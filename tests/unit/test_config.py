@@ -1,5 +1,7 @@
 """The configuration: strict, composite, and refused where it cannot be."""
 
+import copy
+
 import pytest
 from models import BOUNDARIES, config_of, tiny_backbone, tiny_sllm
 from transformers import AutoConfig, GPT2Config
@@ -69,6 +71,22 @@ def test_the_names_that_fields_of_a_mapping_had_alone_are_read_and_set():
     assert {name: getattr(config, name) for name in old} == old and not old.keys() & config.to_dict().keys()
     config.token_dropout = 0.75
     assert config.dropout["tokens"] == 0.75 and tiny_sllm().config.token_dropout == 0.0
+
+
+def test_entries_of_a_mapping_are_completed_and_checked_whenever_they_are_set(tmp_path):
+    config = config_of(tiny_sllm(), context_dropout=0.25)
+    twin = copy.copy(config)
+    config.dropout = {"tokens": 0.5}
+    assert (config.token_dropout, config.context_dropout, twin.token_dropout) == (0.5, 0.25, 0.0)
+    config.save_pretrained(tmp_path)
+    changed = AutoConfig.from_pretrained(tmp_path, kl={"weight": 0.1}, memory={}, latent_noise=0.2)
+    assert changed.kl == {"weight": 0.1, "free_bits": 0.0, "max_bits": None} and changed.memory["num_layers"] == 1
+    assert (changed.token_dropout, changed.latent_noise) == (0.5, 0.2)
+    for wrong in ({"token_dropout": 3.0}, {"dropout": {"tokenz": 0.1}}, {"kl": {"weight": -1.0}}):
+        with pytest.raises(ValueError, match="dropout|kl"):
+            AutoConfig.from_pretrained(tmp_path, **wrong)
+        with pytest.raises(ValueError, match="dropout|kl"):
+            setattr(config, *next(iter(wrong.items())))
 
 
 def test_the_paper_preset_has_the_papers_architecture():

@@ -5,6 +5,7 @@ import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
 from hf_sllm.evaluation.memory import changed_memory, of_another_text, of_newest_sentence
+from hf_sllm.modeling import SllmCache
 
 
 @torch.no_grad()
@@ -67,10 +68,29 @@ def test_the_newest_sentence_alone_is_all_there_is_in_a_text_of_two():
         torch.testing.assert_close(model(token_ids).logits, own, rtol=1e-5, atol=1e-5)
 
 
+def test_who_reads_on_with_gradients_may_have_let_a_cache_be_written_to():
+    model, token_ids = option_model("memory"), random_ids(2, 12)
+    cache = SllmCache(model.config)
+    model.generate(token_ids, past_key_values=cache, max_sentences=3, max_new_tokens=12)
+    model(random_ids(2, 3, seed=5), past_key_values=cache, use_cache=True).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.model.memory.layers[0].query.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_memory_that_was_written_under_autocast_is_read_without_it(dtype):
+    model, token_ids = option_model("memory"), random_ids(2, 30)
+    with torch.autocast("cpu", dtype):
+        cache = model(token_ids, use_cache=True).past_key_values
+    logits = model(token_ids[:, :5], past_key_values=cache, use_cache=True).logits
+    whole = model(torch.cat([token_ids, token_ids[:, :5]], 1)).logits[:, -5:]
+    torch.testing.assert_close(logits, whole, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize(
     "memory, message",
     [
-        ({"layers": 1}, "`memory` has layers: it has `num_layers` and `num_heads`"),
+        ({"layers": 1}, "`memory` has layers: it has num_layers, num_heads"),
         ({"num_layers": 0}, "`memory.num_layers` is 0: it must be a whole number of at least 1"),
         ({"num_heads": 5}, "`memory.num_heads` is 5: it must divide the model's width, 32"),
     ],
