@@ -65,8 +65,8 @@ def check_config(config: PreTrainedConfig) -> None:
 
 
 def check_entries(group: str, entries: dict, defaults: dict, old_names: dict) -> None:
-    """Refuses unknown entries of a field that is a mapping, and values out of range: shares are from 0 to 1, numbers of
-    layers and heads at least 1."""
+    """Refuses unknown entries of a field that is a mapping, and values out of range. Shares go from 0 to 1, numbers of
+    layers and heads begin at 1."""
     unknown = sorted(set(entries) - set(defaults))
     if unknown:
         raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
