@@ -188,6 +188,22 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
     return found
 
 
+def check_from_scratch(arguments: ModelArguments, measure: str) -> None:
+    """Refuses a recipe that does not train an SLLM from scratch and as a whole, for which there is nothing to measure.
+
+    Raises:
+        ValueError: Names the field, its value and the remedy.
+    """
+    if arguments.stage != "sllm":
+        raise ValueError(f"`stage` is {arguments.stage!r}: {measure} is measured of an SLLM: make it `sllm`.")
+    for name in ("backbone", "sllm", "sentence_vae", "lora", "freeze"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(
+                f"`{name}` is {getattr(arguments, name)!r}: {measure} compares models that are trained on the same "
+                "tokens, from scratch and as a whole: leave it out, and give `backbone_config`."
+            )
+
+
 def check_comparable(arguments: ModelArguments) -> None:
     """Refuses a recipe whose SLLM has no token-level models of the same shape, trained in the same way.
 
@@ -195,14 +211,7 @@ def check_comparable(arguments: ModelArguments) -> None:
         ValueError: If it begins from something trained, trains a part only, or its decoder is no Llama, whose shape
             with a window is a Mistral's, or has no window.
     """
-    if arguments.stage != "sllm":
-        raise ValueError(f"`stage` is {arguments.stage!r}: recovery is measured of an SLLM: make it `sllm`.")
-    for name in ("backbone", "sllm", "sentence_vae", "lora", "freeze"):
-        if getattr(arguments, name) is not None:
-            raise ValueError(
-                f"`{name}` is {getattr(arguments, name)!r}: recovery compares models that are trained on the same "
-                "tokens, from scratch and as a whole: leave it out, and give `backbone_config`."
-            )
+    check_from_scratch(arguments, "recovery")
     make_config = SllmConfig.paper if arguments.preset == "paper" else SllmConfig.from_text_config
     given = {"encoder_layers": arguments.encoder_layers, "decoder_layers": arguments.decoder_layers}
     config = make_config(
