@@ -317,7 +317,8 @@ def main() -> None:
     build().launch(
         theme=theme,
         css_paths=HERE / "style.css",
-        js=(HERE / "keys.js").read_text(encoding="utf-8"),
+        # As `js` it would run when all of the page is there, and a key pressed before would be lost.
+        head=f"<script>({(HERE / 'keys.js').read_text(encoding='utf-8')})();</script>",
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,

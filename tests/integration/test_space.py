@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ TEXT = "Tom had a red ball. He loved it. One day the ball was gone."
 
 # Temperature, top-p, sentences, seed.
 OPTIONS = (0.7, 1.0, 3, 1)
+
+# How long a browser waits for what should come; other work may have the machine.
+PATIENCE = 120_000  # ms
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +135,29 @@ def browser():
         browser.close()
 
 
+@contextmanager
+def new_page(browser, **options) -> Iterator:
+    """A page; what it shows at the end is printed, which pytest hands on where the test fails."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    try:
+        yield page
+        print("The focus is on", page.evaluate("document.activeElement?.cloneNode().outerHTML"))
+        print("\n".join(line[:200] for line in page.locator("body").aria_snapshot().splitlines()))
+    finally:
+        page.close()
+
+
 @pytest.fixture
 def page(browser):
-    page = browser.new_page()
-    page.set_default_timeout(600_000)  # other work may have the machine
-    yield page
-    page.close()
+    with new_page(browser) as page:
+        yield page
+
+
+@pytest.fixture
+def phone(browser):
+    with new_page(browser, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        yield page
 
 
 def test_a_prompt_that_cannot_be_read_is_told_on_the_page(space, page):
@@ -155,10 +177,12 @@ def test_a_browser_shows_every_page_and_asks_nobody_else(space, page, tmp_path, 
     page.on("request", lambda request: addresses.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{space}/?__theme={looks}")
+    # The parts of the page come one by one: before the button is there, Tab goes from the prompt to what lies behind.
+    page.get_by_role("button", name="Write", exact=True).wait_for()
     # By keyboard: the prompt, then on to the button behind it.
     page.get_by_label("How the story begins").fill("The owl saw")
     page.keyboard.press("Tab")
-    assert focus_is_seen(page)
+    assert focused(page) == "Write" and focus_is_seen(page) and focused(page) == "Write"
     page.keyboard.press("Enter")
     page.get_by_text("Done.", exact=True).wait_for()
     assert page.locator("#written textarea").input_value().startswith("The owl saw")
@@ -188,29 +212,30 @@ def test_a_browser_shows_every_page_and_asks_nobody_else(space, page, tmp_path, 
     assert [address for address in addresses if not address.startswith((space, "data:", "blob:"))] == []
 
 
-def test_a_finger_writes_points_and_slides(space, browser):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = context.new_page()
-    page.set_default_timeout(600_000)
-    page.goto(space)
-    page.get_by_role("button", name="Write", exact=True).tap()
-    page.get_by_text("Done.", exact=True).wait_for()
-    page.get_by_text("Look inside this text").tap()
-    caption = page.locator(".map a .caption div").nth(1)
+def test_a_finger_writes_points_and_slides(space, phone):
+    phone.goto(space)
+    phone.get_by_role("button", name="Write", exact=True).tap()
+    phone.get_by_text("Done.", exact=True).wait_for()
+    phone.get_by_text("Look inside this text").tap()
+    caption = phone.locator(".map a .caption div").nth(1)
     assert not caption.is_visible()
-    page.locator(".map a").nth(1).tap()
+    phone.locator(".map a").nth(1).tap()
     assert caption.is_visible() and caption.inner_text().startswith("2. ")
-    page.get_by_role("tab", name="Reconstruct", exact=True).tap()
-    page.get_by_role("button", name="Write back").tap()
-    cells = page.get_by_role("gridcell")
+    phone.get_by_role("tab", name="Reconstruct", exact=True).tap()
+    phone.get_by_role("button", name="Write back").tap()
+    cells = phone.get_by_role("gridcell")
     cells.nth(3).wait_for()
     given = cells.nth(0).inner_text()
     assert cells.nth(1).inner_text() == given
-    noise = page.get_by_role("slider", name="Noise")
+    noise = phone.get_by_role("slider", name="Noise")
     noise.tap()  # in its middle
-    page.wait_for_function("given => document.querySelectorAll('[role=gridcell]')[1].innerText !== given", arg=given)
+    phone.wait_for_function("given => document.querySelectorAll('[role=gridcell]')[1].innerText !== given", arg=given)
     assert noise.input_value() == "1"
-    context.close()
+
+
+def focused(page) -> str:
+    """The words on what has the focus."""
+    return page.evaluate("document.activeElement.innerText")
 
 
 def focus_is_seen(page) -> bool:
@@ -227,6 +252,24 @@ def focus_is_seen(page) -> bool:
     without = focused.evaluate(looks)
     focused.evaluate("element => element.focus()")
     return with_focus != without
+
+
+def test_a_key_that_comes_before_its_button_is_not_lost(space, page):
+    """The prompt is there before the button is, for long where scripts come slowly."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/queue/join?") else None)
+    page.add_init_script("""
+        const observer = new MutationObserver(() => {
+            const prompt = document.querySelector("#prompt textarea");
+            if (!prompt) return;
+            observer.disconnect();
+            prompt.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", ctrlKey: true, bubbles: true}));
+        });
+        observer.observe(document, {subtree: true, childList: true});
+    """)
+    page.goto(space)
+    page.get_by_text("Done.", exact=True).wait_for()
+    assert len(asked) == 1
 
 
 def test_a_text_is_stopped_edited_and_gone_on_with(space, page):
