@@ -99,6 +99,9 @@ class SllmTrainer(Trainer):
     ) -> Any:
         language_model: Any = self.model
         if language_model.config.model_type not in ("sllm", "sentence_vae"):
+            # Padding is on the right, where no token looks. With a mask, padding that sees nothing but padding in its
+            # window would be a softmax over nothing, and on a GPU NaN.
+            inputs = {name: values for name, values in inputs.items() if name != "attention_mask"}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # In training nobody reads the logits, and those of a whole batch are the largest tensor there is.
         inputs = {**inputs, "skip_logits": not return_outputs}
