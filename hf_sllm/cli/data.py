@@ -13,6 +13,7 @@ from .common import app, told_plainly
 
 if TYPE_CHECKING:
     from hf_sllm.data import CastTotals, SentenceStatistics
+    from hf_sllm.data.woven_facts import WovenTotals
 
 data_app = typer.Typer(help="Look at data, and make some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -115,4 +116,41 @@ def print_casts(written: "dict[str, CastTotals]", folder: Path) -> None:
     table.add_row("floor, bits per byte", *(f"{totals.floor:.4f}" for totals in written.values()))
     table.add_row("forgetful, bits per byte", *(f"{totals.forgetful:.4f}" for totals in written.values()))
     table.add_row("what memory saves", *(f"{1 - totals.floor / totals.forgetful:.1%}" for totals in written.values()))
+    Console().print(table)
+
+
+@data_app.command()
+def facts(
+    train_source: Annotated[str, typer.Argument(help="Stories to train on: files, or a dataset on the Hub.")],
+    valid_source: Annotated[str, typer.Argument(help="Stories to hold out.")],
+    output: Annotated[Path, typer.Option(help="A folder for facts.train.jsonl.gz and facts.valid.jsonl.gz.")],
+    documents: Annotated[int, typer.Option(help="So many documents to train on.")] = 20_000,
+    valid_documents: Annotated[int, typer.Option(help="So many held-out documents.")] = 400,
+    sentences: Annotated[int, typer.Option(help="At most so many sentences of stories in a document.")] = 96,
+    facts: Annotated[int, typer.Option(help="At most so many facts in a document.")] = 4,
+    questions: Annotated[int, typer.Option(help="At most so many questions in a document.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of both files, whose documents are drawn apart in any case.")] = 0,
+) -> None:
+    """Weave facts into stories, and ask for them many sentences later."""
+    with told_plainly():
+        from hf_sllm.data.woven_facts import WovenFactSettings, write_woven_facts
+
+        settings = WovenFactSettings(sentences=sentences, facts=facts, questions=questions)
+        written = write_woven_facts(train_source, valid_source, output, documents, valid_documents, settings, seed)
+        print_facts(written, output)
+
+
+def print_facts(written: "dict[str, WovenTotals]", folder: Path) -> None:
+    """One table: what is in each file."""
+    table = Table(title=f"Facts in {folder}")
+    for name in ("", *written):
+        table.add_column(name, justify="right" if name else "left")
+    for title, field in (
+        ("documents", "documents"),
+        ("sentences", "sentences"),
+        ("questions", "questions"),
+        ("16 sentences back or more", "far"),
+        ("bytes", "bytes"),
+    ):
+        table.add_row(title, *(f"{getattr(totals, field):,}" for totals in written.values()))
     Console().print(table)

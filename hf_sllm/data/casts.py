@@ -147,7 +147,7 @@ class Fact(NamedTuple):
     Attributes:
         stated: The sentence that introduced it, counted from 0.
         used: The sentence that it is in.
-        start, end: Where in the text it is, in characters.
+        start, end: Where in the text it is, in bytes of UTF-8, which are its characters here.
     """
 
     stated: int

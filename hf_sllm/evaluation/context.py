@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data import start_token_id
+from hf_sllm.data.fact_words import ANIMALS, COLORS, NAMES, THINGS
 
 from .likelihood import default_window
 from .loop import evaluation_mode, in_batches, padded
@@ -30,11 +31,6 @@ FEWEST_TARGETS = 50
 
 # A filler sentence has so many words or more: a single word in quotes is hardly a sentence between.
 FEWEST_WORDS = 3
-
-NAMES = ("Max", "Sam", "Tom", "Ben", "Tim", "Lily", "Anna", "Lucy")
-COLORS = ("red", "blue", "green", "yellow", "white", "black", "pink", "brown")
-THINGS = ("ball", "book", "cake", "hat", "car", "doll", "key", "drum")
-ANIMALS = ("cat", "bird", "fish", "frog", "bear", "duck", "cow", "horse")
 
 # What is stated and asked about, and what it can be: each word fits each opening, and the words of a list are alike.
 QUESTIONS = (
