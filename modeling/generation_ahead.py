@@ -107,6 +107,8 @@ def _write_sentences(
     """Writes in the first row the rest of the open sentence, in the others a sentence from each of the latents
     `(S, num_latents, latent_size)`."""
     decoder, states = SideBySide(model.model.sentence_decoder, latents, cache), cache.last_state
+    memory = model.model.memory
+    said = None if memory is None else model.model.said_before(cache)
     if len(latents):
         states = torch.cat([states, decoder.begin()[1:].to(states.dtype)])
     size = F.pad(cache.open_length, (0, len(latents)))
@@ -119,6 +121,9 @@ def _write_sentences(
         if all(rows.waiting):
             break
         size, begins = size + 1, torch.zeros_like(begins)
-        states = decoder.extend(model.get_input_embeddings()(rows.last), is_open)
-        own = model.model.read_memory(states[:1, None], cache.num_sentences[:, None], cache.written)
-        states = torch.cat([own[:, 0], states[1:]])
+        embeds = model.get_input_embeddings()(rows.last)
+        states = decoder.extend(embeds, is_open)
+        if memory is not None:
+            said = said + embeds[:1].float()
+            own = memory(states[:1, None], said[:, None], cache.num_sentences[:, None], *cache.written)
+            states = torch.cat([own[:, 0], states[1:]])

@@ -4,6 +4,10 @@ The decoder sees its sentence and a window of tokens before it. What lies furthe
 of the decoder becomes logits, it attends to the latents of all sentences that were closed before its own, and to the
 start's, where it finds nothing. They have no positions: a sentence is found from afar as from nearby.
 
+A latent is looked up by what it says and by what its whole sentence says, and the query is made of the state and of
+the words that the own sentence has so far. Queries and keys begin with the same map: from the first step on, the
+sentences found are those that share words with the one being written.
+
 A layer ends in a map that begins at zero: a model to which a memory is added begins as it was.
 """
 
@@ -41,11 +45,17 @@ class LatentMemory(nn.Module):
         return torch.stack([layer.write(latents) for layer in self.layers], 3)
 
     def forward(
-        self, states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
+        self,
+        states: torch.Tensor,
+        said: torch.Tensor,
+        sentence: torch.Tensor,
+        memory: torch.Tensor,
+        memory_sentence: torch.Tensor,
     ) -> torch.Tensor:
         """The states `(batch, Q, width)`, with what they read.
 
         Args:
+            said: `(batch, Q, width)` sum of the embeddings of the tokens that the sentence of each state has so far.
             sentence: `(batch, Q)` number of the sentence that each state writes; the first is 0.
             memory: `(batch, S, num_latents, num_layers, 2 * width)`, see `write`.
             memory_sentence: `(batch, S)` 0 for the start, j for the j-th sentence, -1 for none. So all see the start,
@@ -54,7 +64,7 @@ class LatentMemory(nn.Module):
         memory_sentence = memory_sentence.repeat_interleave(memory.shape[2], 1)[:, None]
         visible = (memory_sentence >= 0) & (memory_sentence <= sentence[:, :, None])  # (batch, Q, S * num_latents)
         for number, layer in enumerate(self.layers):
-            states = layer(states, memory[..., number, :].flatten(1, 2), visible)
+            states = layer(states, said, memory[..., number, :].flatten(1, 2), visible)
         return states
 
 
@@ -64,22 +74,26 @@ class MemoryLayer(nn.Module):
     def __init__(self, width: int, latent_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(latent_size, 2 * width, bias=False)
+        self.query = nn.Linear(2 * width, width, bias=False)
+        self.key_value = nn.Linear(2 * latent_size, 2 * width, bias=False)
         self.read_output = nn.Linear(width, width, bias=False)
 
     def write(self, latents: torch.Tensor) -> torch.Tensor:
-        """Keys and values `(…, 2 * width)` of latents `(…, latent_size)`."""
-        return self.key_value(normalised(latents))
+        """Keys and values `(…, num_latents, 2 * width)` of sentences' latents `(…, num_latents, latent_size)`."""
+        whole = latents.mean(-2, keepdim=True).expand_as(latents)
+        return self.key_value(torch.cat([normalised(latents), normalised(whole)], -1))
 
-    def forward(self, states: torch.Tensor, memory: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, states: torch.Tensor, said: torch.Tensor, memory: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
         """
         Args:
-            states: `(batch, Q, width)`.
+            states, said: `(batch, Q, width)`.
             memory: `(batch, M, 2 * width)`.
             visible: `(batch, Q, M)`; each state sees at least one entry.
         """
-        query = self._heads(self.query(normalised(states)))  # (batch, heads, Q, size)
+        said = normalised(said).to(states.dtype)
+        query = self._heads(self.query(torch.cat([normalised(states), said], -1)))  # (batch, heads, Q, size)
         # A cache may have been written under another autocast.
         key, value = (self._heads(part.to(query.dtype)) for part in memory.chunk(2, -1))
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
@@ -96,7 +110,13 @@ def normalised(vectors: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def init_memory_layer(layer: MemoryLayer) -> None:
-    """Maps that keep the scale of what they get; the one whose output is added to the states begins at zero."""
+    """Maps that keep the scale of each of their inputs. Where the widths agree, all inputs of queries and keys begin
+    with the same map. The map whose output is added to the states begins at zero."""
     for linear in (layer.query, layer.key_value):
-        init.normal_(linear.weight, mean=0.0, std=linear.in_features**-0.5)
+        init.normal_(linear.weight, mean=0.0, std=(linear.in_features // 2) ** -0.5)
+    width, latent_size = layer.query.in_features // 2, layer.key_value.in_features // 2
+    if width == latent_size:
+        one = layer.query.weight[:, :width].repeat(1, 2)
+        init.copy_(layer.query.weight, one)
+        init.copy_(layer.key_value.weight, torch.cat([one, layer.key_value.weight[width:]]))
     init.zeros_(layer.read_output.weight)

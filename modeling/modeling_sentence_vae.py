@@ -73,6 +73,10 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
         # Latents have unit variance; what enters a transformer has the scale of its token embeddings.
         if isinstance(module, SentenceEncoder):
             unit_linear(module.latent_head)
+            if self.config.pooling == "parts":
+                init.zeros_(module.state_gate)
+                if self.config.kl_weight == 0 and module.latent_head.in_features == module.latent_head.out_features:
+                    init.eye_(module.latent_head.weight)  # means of embeddings stay what they are
         elif isinstance(module, SentenceDecoder):
             unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
 

@@ -28,7 +28,7 @@ from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_attention import each
 from .stream_cache import SllmCache
-from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, tail_of_prefill, take
+from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, said_so_far, tail_of_prefill, take
 from .token_losses import LMHead, aligned_targets, stop_loss
 from .token_shortlist import bag_of_words_loss
 from .validation_backbone import check_window
@@ -372,9 +372,12 @@ class SllmModel(SllmPreTrainedModel):
             prefix=torch.zeros_like(input_ids),
         )
         check_length(stream.position_ids, self.config.sentence_decoder_config, "sentence_decoder_config")
-        embeds = self.sentence_decoder.embed_projection(self.get_input_embeddings()(input_ids))
-        states = self.sentence_decoder.read_on(embeds, stream, cache.decoder, cache.open_latents)
-        states = self.read_memory(states, stream.sentence, cache.written)
+        embeds = self.get_input_embeddings()(input_ids)
+        projected = self.sentence_decoder.embed_projection(embeds)
+        states = self.sentence_decoder.read_on(projected, stream, cache.decoder, cache.open_latents)
+        if self.memory is not None:
+            cache.said = self.said_before(cache) + embeds[:, 0].float() * mask
+            states = self.memory(states, cache.said[:, None], stream.sentence, *cache.written)
         states = torch.where(mask[..., None], states, cache.last_state[:, None])
         cache.append_open(input_ids, mask)
         cache.last_state = states[:, -1]
@@ -408,7 +411,7 @@ class SllmModel(SllmPreTrainedModel):
         Returns:
             The latents `(batch, J, num_latents, latent_size)` that the backbone predicts of the sentences that begin
             in each row: where texts begin the first one and those after a closed sentence, else the latter. What is in
-            the memory, see `read_memory`. And the `next_latents` of `SllmModelOutput`.
+            the memory, see `Written`. And the `next_latents` of `SllmModelOutput`.
         """
         begins = cache is None or cache.is_empty
         padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
@@ -424,9 +427,32 @@ class SllmModel(SllmPreTrainedModel):
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
         return self.latents_from(states), written, next_latents
 
-    def read_memory(self, states: torch.Tensor, sentence: torch.Tensor, written: Written | None) -> torch.Tensor:
-        """The states `(batch, Q, width)` of sentences `(batch, Q)`, with what they read of those before."""
-        return states if self.memory is None else self.memory(states, sentence, *written)
+    def said_before(self, cache: SllmCache) -> torch.Tensor:
+        """`(batch, width)` sum of the embeddings of the tokens of the open sentences."""
+        if cache.said is None:  # tokens were taken back
+            token_ids, mask = cache.open_tokens()
+            cache.said = (self.get_input_embeddings()(token_ids).float() * mask[..., None]).sum(1)
+        return cache.said
+
+    def _remember(
+        self,
+        states: torch.Tensor,
+        token_embeds: torch.Tensor,
+        positions: DecoderPositions,
+        output_slot: torch.Tensor,
+        written: Written,
+        cache: SllmCache | None,
+    ) -> torch.Tensor:
+        """The states `(batch, kept, width)` at these positions `(batch, kept)`, with what they read in the memory."""
+        before = None if cache is None or cache.is_empty else self.said_before(cache)
+        place = output_slot.clamp(min=0)
+        tokens = F.pad(token_embeds, (0, 0, 0, 1))[positions.token]  # (batch, positions, width); at -1 zeros
+        said = take(said_so_far(tokens, positions.stream, before), place)
+        if before is not None:
+            said = torch.where((output_slot < 0)[..., None], before[:, None], said)
+        if cache is not None:
+            cache.said = said[:, -1]
+        return self.memory(states, said, positions.stream.sentence.gather(1, place), *written)
 
     def _decode(
         self,
@@ -446,7 +472,8 @@ class SllmModel(SllmPreTrainedModel):
         output_slot = positions.output_slot[:, -kept:]
         place = output_slot.clamp(min=0)
         last_hidden_state = take(states, place)  # (batch, kept, width)
-        last_hidden_state = self.read_memory(last_hidden_state, positions.stream.sentence.gather(1, place), written)
+        if self.memory is not None:
+            last_hidden_state = self._remember(last_hidden_state, token_embeds, positions, output_slot, written, cache)
         if cache is not None:
             if not cache.is_empty:  # before a row's first new token stands what follows the last one it had
                 last_hidden_state = torch.where(

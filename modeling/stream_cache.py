@@ -63,6 +63,8 @@ class SllmCache(Cache):
         self.entry_sentence: torch.Tensor = None
         self.memory: torch.Tensor = None  # (batch, these entries, num_latents, …) what `LatentMemory` keeps of each
         self.open_latents: torch.Tensor = None  # (batch, num_latents, width) what the open sentence cross-attends to
+        # (batch, width) sum of the embeddings of the open sentence's tokens, for the memory; None if it is not known
+        self.said: torch.Tensor = None
         self.last_state: torch.Tensor = None  # (batch, width) from which the next token is predicted
         # (batch, width) of the backbone, from which the open sentence is predicted
         self.sentence_state: torch.Tensor = None
@@ -127,7 +129,7 @@ class SllmCache(Cache):
 
     def leave_inference_mode(self) -> None:
         """Makes ordinary tensors of what those who read on with gradients differentiate."""
-        for name in ("open_latents", "memory"):
+        for name in ("open_latents", "memory", "said"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).clone())
 
@@ -240,6 +242,7 @@ class SllmCache(Cache):
         self.token_ids = self.token_ids[:, :length]
         self.token_mask, self.token_closes = self.token_mask[:, :length], self.token_closes[:, :length]
         self._count()
+        self.said = None
         # The state at the new end is not known: a row that gets nothing but padding next has no distribution.
         self.last_state = torch.zeros_like(self.last_state)
 

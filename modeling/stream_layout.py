@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from .sentence_segmentation import ranks
@@ -169,6 +170,26 @@ def pad_rows(values: torch.Tensor, row: torch.Tensor, batch_size: int) -> tuple[
     padded = values.new_zeros(batch_size, int(count.max()), *values.shape[1:])
     mask = torch.arange(padded.shape[1], device=row.device) < count[:, None]
     return padded.index_put((row, ranks(row)), values), mask
+
+
+def said_so_far(embeds: torch.Tensor, stream: Stream, before: torch.Tensor | None = None) -> torch.Tensor:
+    """`(rows, positions, width)` sum of the embeddings of the tokens that a sentence has up to each position, itself
+    included; of no meaning at padding. Each sentence is summed for itself, so that nothing of others is in it.
+
+    Args:
+        embeds: `(rows, positions, width)` of the tokens; what stands at prefixes does not count.
+        before: `(rows, width)` of the tokens that the first sentence of each row had before.
+    """
+    real, is_token = stream.index >= 0, stream.prefix == 0
+    embeds = embeds.float() * is_token[..., None]
+    row = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    if before is not None:
+        first = F.pad(stream.sentence.diff(dim=1) != 0, (1, 0)).cumsum(1) == 0
+    sentence = torch.stack([row[real], stream.sentence[real]])
+    piece = sentence.unique_consecutive(dim=1, return_inverse=True)[1]
+    sums = pad_rows(embeds[real], piece, int(piece[-1]) + 1)[0].cumsum(1)  # (sentences, longest, width)
+    sums = embeds.masked_scatter(real[..., None], sums[piece, ranks(piece)])
+    return sums if before is None else sums + before[:, None] * first[..., None]
 
 
 def take(states: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-# Makes other arguments of those of `LatentMemory`: states, their sentence, the memory, the sentence of its entries.
-Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+# Makes other arguments of those of `LatentMemory`: states, what their sentences said so far, which these are, the
+# memory, and which sentences are in it.
+Change = Callable[..., tuple[torch.Tensor, ...]]
 
 
 @contextmanager
@@ -32,17 +33,25 @@ def changed_memory(model: Any, change: Change) -> Iterator[None]:
 
 
 def of_another_text(
-    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
+    states: torch.Tensor,
+    said: torch.Tensor,
+    sentence: torch.Tensor,
+    memory: torch.Tensor,
+    memory_sentence: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Each text of the batch reads the memory of the one before it, of as many sentences; a text alone in its batch
     reads none."""
     if len(states) == 1:
-        return states, sentence, memory, memory_sentence.masked_fill(memory_sentence > 0, -1)
-    return states, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)
+        return states, said, sentence, memory, memory_sentence.masked_fill(memory_sentence > 0, -1)
+    return states, said, sentence, memory.roll(1, 0), memory_sentence.roll(1, 0)
 
 
 def of_newest_sentence(
-    states: torch.Tensor, sentence: torch.Tensor, memory: torch.Tensor, memory_sentence: torch.Tensor
+    states: torch.Tensor,
+    said: torch.Tensor,
+    sentence: torch.Tensor,
+    memory: torch.Tensor,
+    memory_sentence: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """Each position reads the sentence before its own, and the start."""
     row = torch.arange(len(states), device=states.device)[:, None]
@@ -50,4 +59,5 @@ def of_newest_sentence(
     # A text for each position, whose memory has two entries.
     entries = torch.stack([memory[:, :1].expand_as(newest), newest], 2).flatten(0, 1)
     numbers = torch.tensor([0, 1], device=states.device).expand(len(entries), -1)
-    return states.flatten(0, 1)[:, None], (sentence.flatten() > 0).long()[:, None], entries, numbers
+    flat = [values.flatten(0, 1)[:, None] for values in (states, said)]
+    return *flat, (sentence.flatten() > 0).long()[:, None], entries, numbers

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
@@ -16,8 +17,8 @@ def open_sllm(name: str, fields: dict[str, Any]) -> Any:
 
     Args:
         name: Its name or path.
-        fields: Of its config, which become other than they were: heads that it then has for the first time begin as in
-            a new model.
+        fields: Of its config, which become other than they were. Heads that it then has for the first time begin as in
+            a new model, and so does, without adapters, what has another shape or maps what is pooled in another way.
 
     Returns:
         An `SllmForCausalLM` or a `PeftModel` around it, in float32.
@@ -28,7 +29,14 @@ def open_sllm(name: str, fields: dict[str, Any]) -> Any:
     """
     config = open_config(name, "sllm", fields)
     if getattr(config, "backbone_origin", None) is None:
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        if config.pooling != AutoConfig.from_pretrained(name).pooling:
+            encoder = model.model.sentence_encoder
+            encoder.latent_head = nn.Linear(encoder.latent_head.in_features, encoder.latent_head.out_features)
+            model._init_weights(encoder)
+        return model
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     model = SllmForCausalLM.from_origin(config).float()
@@ -62,11 +70,17 @@ def open_sentence_vae(name: str, fields: dict[str, Any]) -> PreTrainedModel:
 
 
 def open_config(name: str, model_type: str, fields: dict[str, Any]) -> Any:
-    """The config of a trained model of this type, with these fields changed; the errors are those of its callers."""
+    """The config of a trained model of this type, with these fields changed, mappings entry by entry; the errors are
+    those of its callers."""
     config: Any = AutoConfig.from_pretrained(name)
     if config.model_type != model_type:
         raise ValueError(f"`{model_type}` is {name}, a {config.model_type!r} model: it must be a {model_type!r} one.")
     unknown = sorted(set(fields) - set(type(config).__dataclass_fields__) - set(type(config).old_names))
     if unknown:
         raise TypeError(f"`sllm_config` has {', '.join(unknown)}, and {type(config).__name__} no such field.")
-    return type(config).from_dict({**config.to_dict(), **fields})
+    before = config.to_dict()
+    changed = {
+        key: {**before[key], **value} if isinstance(value, dict) and isinstance(before.get(key), dict) else value
+        for key, value in fields.items()
+    }
+    return type(config).from_dict({**before, **changed})
