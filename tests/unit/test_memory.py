@@ -5,7 +5,9 @@ import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
 from hf_sllm.evaluation.memory import changed_memory, of_another_text, of_newest_sentence
-from hf_sllm.modeling import SllmCache
+from hf_sllm.modeling import SllmCache, SllmConfig, SllmForCausalLM
+from hf_sllm.modeling.latent_memory import normalised
+from hf_sllm.modeling.stream_layout import lay_out, said_so_far
 
 
 @torch.no_grad()
@@ -19,15 +21,43 @@ def test_a_model_begins_as_it_would_without_a_memory():
 
 
 def test_the_maps_into_the_states_begin_at_zero_and_learn():
-    from hf_sllm import SllmForCausalLM
-    from hf_sllm.modeling import SllmConfig
-
     token_ids = random_ids(2, 40)
     model = SllmForCausalLM(SllmConfig(**tiny_sllm(memory={}).config.to_dict())).train()
     outputs = [layer.read_output for layer in model.model.memory.layers]
     assert all(linear.weight.eq(0).all() for linear in outputs)
     model(token_ids, labels=token_ids).loss.backward()
     assert all(linear.weight.grad.abs().sum() > 0 for linear in outputs)
+
+
+def test_what_a_sentence_has_said_is_the_sum_of_its_own_tokens():
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1]]).bool()
+    closes = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0]]).bool() & mask
+    embeds = torch.randn(2, 6, 4)
+    positions = lay_out(mask, closes, 3, restart=False)
+    of_stream = torch.cat([embeds[mask], torch.zeros(1, 4)])[positions.token]
+    said = said_so_far(of_stream, positions.stream)
+    for row in range(2):
+        expected = torch.zeros(4)
+        for column in mask[row].nonzero()[:, 0].tolist():
+            expected = expected + embeds[row, column]
+            torch.testing.assert_close(said[row, positions.token_slot[row, column]], expected)
+            expected = expected * ~closes[row, column]
+            torch.testing.assert_close(said[row, positions.output_slot[row, column]], expected)
+
+
+@torch.no_grad()
+def test_a_new_model_looks_first_at_the_sentence_that_shares_words_with_its_own():
+    config = tiny_sllm(pooling="parts", num_latents=2, memory={"num_heads": 1}).config
+    model = SllmForCausalLM(SllmConfig(**config.to_dict())).eval()
+    sentences = torch.arange(11, 35).view(6, 4)  # they share no tokens
+    embeds = model.get_input_embeddings()(sentences)
+    latents, _ = model.model.sentence_encoder(embeds.flatten(0, 1), torch.arange(6).repeat_interleave(4))
+    layer = model.model.memory.layers[0]
+    keys, _ = layer.write(latents).chunk(2, -1)  # (6, 2, width)
+    said = normalised(embeds[:, :3].sum(1))
+    query = layer.query(torch.cat([torch.zeros_like(said), said], -1))
+    scores = torch.einsum("qw,sjw->qsj", query, keys).amax(-1)
+    assert scores.argmax(-1).tolist() == list(range(6))
 
 
 def test_a_token_sees_what_was_said_long_before_its_window_by_the_memory_alone():

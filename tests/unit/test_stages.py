@@ -115,6 +115,26 @@ def test_what_is_frozen_stays_as_it_is_and_a_name_that_is_nowhere_is_refused(run
         run("refused", freeze=["backbone"])
 
 
+def test_a_trained_sllm_gets_a_memory_and_latents_of_another_kind_and_keeps_the_rest(tmp_path):
+    from models import tiny_sllm
+
+    from hf_sllm.training.open_trained import open_sllm
+
+    tiny_sllm().save_pretrained(tmp_path)
+    decoder = {"max_position_embeddings": 512}
+    fields = {"num_latents": 3, "pooling": "parts", "memory": {}, "sentence_decoder_config": decoder}
+    model = open_sllm(str(tmp_path), fields)
+    before, after = load_file(tmp_path / "model.safetensors"), model.state_dict()
+    after.pop("lm_head.weight")  # tied
+    begun = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
+    parts = ("memory", "start_latents", "latent_input", "latent_output", "latent_head", "state_gate")
+    assert begun and all(any(part in name for part in parts) for name in begun)
+    encoder = model.model.sentence_encoder
+    assert torch.equal(encoder.latent_head.weight, torch.eye(32)) and encoder.state_gate.eq(0).all()
+    config = model.config.sentence_decoder_config
+    assert config.max_position_embeddings == 512 and config.num_hidden_layers == 2
+
+
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_trained_sllm_gets_a_head_for_shortlists_and_is_else_what_it_was(run, tmp_path, adapted):
     from models import tiny_backbone
