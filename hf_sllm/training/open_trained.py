@@ -10,6 +10,7 @@ from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 from hf_sllm.modeling.backbone_layers import copy_sentence_vae
 
 from .adapters import HEADS
+from .recipe import merge
 
 
 def open_sllm(name: str, fields: dict[str, Any]) -> Any:
@@ -78,9 +79,4 @@ def open_config(name: str, model_type: str, fields: dict[str, Any]) -> Any:
     unknown = sorted(set(fields) - set(type(config).__dataclass_fields__) - set(type(config).old_names))
     if unknown:
         raise TypeError(f"`sllm_config` has {', '.join(unknown)}, and {type(config).__name__} no such field.")
-    before = config.to_dict()
-    changed = {
-        key: {**before[key], **value} if isinstance(value, dict) and isinstance(before.get(key), dict) else value
-        for key, value in fields.items()
-    }
-    return type(config).from_dict({**before, **changed})
+    return type(config).from_dict(merge(config.to_dict(), fields))

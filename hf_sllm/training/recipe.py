@@ -38,6 +38,10 @@ class ModelArguments:
             "help": "With `baseline` and `backbone_config`: fields in which the baseline differs from the backbone."
         },
     )
+    baseline_model: str | None = field(
+        default=None,
+        metadata={"help": "With `baseline` and `sllm`: name or path of the token-level model that goes on beside it."},
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Name or path of a tokenizer; by default the backbone's."}
     )
@@ -213,9 +217,16 @@ def load_recipe(
         raise ValueError(f"{file}: `streaming` tells no number of steps in advance: give `max_steps`.")
     if recipe.training.baseline and recipe.model.stage == "sentence_vae":
         raise ValueError(f"{file}: `baseline` is of the stage `sllm`: a backbone reconstructs nothing.")
-    if recipe.training.baseline and recipe.model.sllm is not None:
+    goes_on = recipe.training.baseline and recipe.model.sllm is not None
+    if goes_on and recipe.model.baseline_model is None:
         raise ValueError(
-            f"{file}: `baseline` begins as the SLLM's backbone, and `sllm` is trained already: leave it out."
+            f"{file}: `baseline` begins as the SLLM's backbone, and `sllm` is trained already: give `baseline_model`, "
+            "a token-level model to go on beside it, or leave `baseline` out."
+        )
+    if recipe.model.baseline_model is not None and not goes_on:
+        raise ValueError(
+            f"{file}: `baseline_model` is {recipe.model.baseline_model!r}: it goes on beside a trained `sllm`, where "
+            "`baseline` is true. Give both, or leave it out."
         )
     return recipe
 

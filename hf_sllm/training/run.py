@@ -63,7 +63,8 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
     console, progress = console or Console(), Console(stderr=True, quiet=not is_first)
     output_dir = Path(str(training.output_dir))
     folders = {NAMES[arguments.stage]: output_dir}
-    baseline_name = "backbone trained" if arguments.baseline_config is None else "token-level model"
+    own_shape = arguments.baseline_config is not None or arguments.baseline_model is not None
+    baseline_name = "token-level model" if own_shape else "backbone trained"
     if training.baseline:
         folders = {baseline_name: output_dir / "baseline", **folders}
     if not resume and any(has_begun(folder) for folder in (output_dir, output_dir / "baseline")):
@@ -76,6 +77,8 @@ def train(recipe: Recipe, resume: bool = False, console: Console | None = None) 
         if arguments.backbone_config is not None:
             fields = {**arguments.backbone_config, **(arguments.baseline_config or {})}
             baseline = dataclasses.replace(arguments, backbone_config=fields)
+        elif arguments.baseline_model is not None:
+            baseline = dataclasses.replace(arguments, sllm=None, backbone=arguments.baseline_model)
         make_models[baseline_name] = lambda: make_backbone(baseline, tokenizer)
 
     def measure(model: PreTrainedModel, show: bool = False) -> dict[str, float]:

@@ -135,6 +135,22 @@ def test_a_trained_sllm_gets_a_memory_and_latents_of_another_kind_and_keeps_the_
     assert config.max_position_embeddings == 512 and config.num_hidden_layers == 2
 
 
+def test_a_token_level_model_goes_on_beside_a_trained_sllm(run, recipe_file):
+    _, first = run("first", baseline=True)
+    given = {"backbone_config": None, "tokenizer_vocab_size": None, "encoder_layers": None, "decoder_layers": None,
+             "sllm_config": None, "sllm": str(first)}  # fmt: skip
+    baseline = {"baseline": True, "baseline_model": str(first / "baseline")}
+    results, second = run("second", learning_rate=0.0, new_parts_learning_rate=0.0, **baseline, **given)
+    assert [line.name for line in results] == ["SLLM before", "token-level model", "SLLM"]
+    assert results[-1].ratio == pytest.approx(results[0].bits_per_byte / results[1].bits_per_byte)
+    before, after = (load_file(folder / "baseline" / "model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    with pytest.raises(ValueError, match="`sllm` is trained already: give `baseline_model`"):
+        load_recipe(recipe_file(baseline=True, **given))
+    with pytest.raises(ValueError, match="`baseline_model` is .*: it goes on beside a trained `sllm`"):
+        load_recipe(recipe_file(**{**baseline, "baseline": False}, **given))
+
+
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_trained_sllm_gets_a_head_for_shortlists_and_is_else_what_it_was(run, tmp_path, adapted):
     from models import tiny_backbone
