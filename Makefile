@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo: $(VENV)/.installed  ## write a story with the embedded checkpoint, offline
+demo: $(VENV)/.installed  ## write a story with the embedded checkpoint, and ask for what was said before it, offline
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sllm generate "Once upon a time"
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/remember.py
 
 test: $(VENV)/.installed-test  ## run the tests
 	$(BIN)/pytest $(ARGS)

@@ -161,6 +161,10 @@ def _ratio(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return float(ratio), float(math.sqrt(variance) / sizes.sum())
 
 
+# How many sentences stand between a fact and its question; the last one only where there is room for it.
+NEAR, FAR = (0, 1, 2, 4, 8, 16), 64
+
+
 @dataclass(frozen=True)
 class Needle:
     """How often a fact is known some sentences after it was stated.
@@ -191,7 +195,7 @@ def needle(
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[Mapping[str, Any]],
     rule: PreTrainedConfig,
-    distances: Sequence[int] = (0, 1, 2, 4, 8, 16),
+    distances: Sequence[int] | None = None,
     trials: int = 96,
     candidates: int = 4,
     batch_size: int = 16,
@@ -210,7 +214,8 @@ def needle(
         tokenizer: The model's own, a fast one.
         documents: Rows with a `text`, for the sentences between. They hold none of the candidates.
         rule: Says where the sentences of documents end: a config that `SentenceSegmenter` takes.
-        distances: How many sentences stand between.
+        distances: How many sentences stand between; by default 0, 1, 2, 4, 8, 16, and 64 where the documents have
+            four times as many and the model can read them at once.
         trials: At each distance: a multiple of `candidates`, two questions or more.
         candidates: Answers to choose from, 2 to 8.
         batch_size: Rows at a time.
@@ -229,9 +234,14 @@ def needle(
             f"`trials` is {trials}: it must be a multiple of `candidates`, {candidates}, and at least twice as much, "
             "for each of them to be right equally often."
         )
-    if not distances or min(distances) < 0:
+    if distances is not None and (not distances or min(distances) < 0):
         raise ValueError(f"`distances` is {tuple(distances)}: it must hold at least one number, and none below 0.")
     fillers = [_filler_sentences(document, rule) for document in segment_documents(documents, tokenizer, rule)]
+    if distances is None:
+        lengths = sorted(len(ids) for ids in tokenizer(sum(fillers, []), add_special_tokens=False)["input_ids"])
+        # Room for sentences that are longer than three quarters of them are.
+        fits = len(lengths) >= 4 * FAR and FAR * lengths[len(lengths) * 3 // 4] < default_window(model)
+        distances = (*NEAR, FAR) if fits else NEAR
     questions = trials // candidates
     draw = random.Random(seed)
     pairs: list[tuple[list[int], list[int]]] = []

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from hf_sllm.cli import app
 from hf_sllm.data import load_documents
-from hf_sllm.evaluation import bits_per_byte, entropy_floor
+from hf_sllm.evaluation import bits_per_byte, entropy_floor, needle
+from hf_sllm.evaluation.memory import changed_memory, of_newest_sentence
 
 FOLDER = Path(str(files("hf_sllm") / "checkpoints" / "sllm-stories"))
 
@@ -42,3 +43,15 @@ def test_what_the_backbone_predicts_matters(shared):
     own = bits_per_byte(model, tokenizer, documents, progress=False).bits_per_byte
     model.model.latent_output.register_forward_hook(lambda module, inputs, output: output.roll(1, 0))
     assert bits_per_byte(model, tokenizer, documents, progress=False).bits_per_byte > own + 0.01
+
+
+def test_it_knows_what_was_said_far_beyond_its_decoders_window_by_its_memory(shared):
+    documents = load_documents(shared / "data" / "stories.valid.jsonl.gz", limit=40)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+
+    def accuracy() -> float:
+        return needle(model, tokenizer, documents, model.config, (16,), trials=32, progress=False).accuracy[0]
+
+    assert accuracy() >= 0.9
+    with changed_memory(model, of_newest_sentence):
+        assert accuracy() <= 0.5
