@@ -3,7 +3,6 @@
 python examples/remember.py
 """
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hf_sllm.embedded import embedded_checkpoint
