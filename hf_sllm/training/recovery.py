@@ -84,6 +84,11 @@ class Recovery:
         """The share of the headroom that a model with so many nats per token wins back; `None` where there is none."""
         return None if nats is None or self.headroom <= 0 else (self.window - nats) / self.headroom
 
+    def recovered_of(self, floor: float) -> float:
+        """The share of what the window loses to a writer who remembers everything, and pays so many nats per token,
+        that the SLLM wins back. It is stricter than recovery: no model that sees everything can do better."""
+        return (self.window - self.sllm) / (self.window - floor)
+
     def to_dict(self) -> dict[str, Any]:
         """All figures, also those that follow from others."""
         nats = {name: getattr(self, name) for name in LINES if getattr(self, name) is not None}
@@ -295,6 +300,12 @@ def print_recovery(found: list[Recovery], bounds: dict[str, float | None], title
             bounds["forgets"] - bounds["floor"]
         )
         console.print(f"Full context has gone {way:.0%} of the way from forgetting to the floor.")
+        floor = bounds["floor"]
+        won = [one.recovered_of(floor * one.nats_per_bit_of_a_byte) for one in found]
+        console.print(
+            "Of what its window loses to a writer who remembers everything, the SLLM brings back "
+            f"{statistics.median(won):.0%} ({' '.join(f'{share:.0%}' for share in won)})."
+        )
     print_facts(found, console)
     headroom = statistics.median(one.headroom for one in found)
     if headroom < LEAST_HEADROOM:

@@ -209,6 +209,14 @@ def test_recovery_is_the_share_of_the_windows_loss_that_is_won_back():
     assert (FIGURES.recovered(FIGURES.window), FIGURES.recovered(FIGURES.full)) == (0, 1)
 
 
+def test_where_the_floor_is_known_the_share_of_all_that_could_be_won_back_is_told():
+    shown = console()
+    print_recovery([FIGURES], {"floor": 0.45, "forgets": 0.65}, "texts", shown)
+    printed = " ".join(shown.export_text().split())
+    assert "Full context has gone 75% of the way from forgetting to the floor." in printed
+    assert "the SLLM brings back 50% (50%)" in printed
+
+
 @pytest.mark.parametrize("full, is_said", [(1.0, False), (1.19, False), (1.1901, True), (1.2, True), (1.3, True)])
 def test_where_full_context_is_worth_next_to_nothing_it_is_said(full, is_said):
     shown = console()
