@@ -42,13 +42,16 @@ def recovery(
     seed: Annotated[list[int], typer.Option(help="A seed of the trainings; may be repeated.")] = [0],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
     output_dir: Annotated[Path | None, typer.Option(help="Where to save; by default what the recipe says.")] = None,
+    detached: Annotated[
+        bool, typer.Option("--detached", help="Also train an SLLM with a memory through which no gradient flows.")
+    ] = False,
 ) -> None:
     """Train an SLLM and two token-level models: of what a window loses, how much does the sentence level recover?"""
     with told_plainly():
         from hf_sllm.training import load_recipe
         from hf_sllm.training.recovery import recovery as run
 
-        run(load_recipe(recipe, output_dir), seed, resume)
+        run(load_recipe(recipe, output_dir), seed, resume, detached=detached)
 
 
 @app.command()

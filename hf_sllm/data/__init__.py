@@ -11,6 +11,14 @@ from .pieces import cut_documents, spread
 from .plot import plot_sentence_lengths
 from .statistics import SentenceStatistics, sentence_rule, sentence_statistics
 from .tokenizer import train_tokenizer
+from .woven_facts import (
+    WovenDocument,
+    WovenFact,
+    WovenFactSettings,
+    WovenTotals,
+    sample_woven_facts,
+    write_woven_facts,
+)
 
 __all__ = [
     "BlockCollator",
@@ -19,16 +27,22 @@ __all__ = [
     "CastTotals",
     "Fact",
     "SentenceStatistics",
+    "WovenDocument",
+    "WovenFact",
+    "WovenFactSettings",
+    "WovenTotals",
     "cut_documents",
     "document_ids",
     "load_documents",
     "make_blocks",
     "plot_sentence_lengths",
     "sample_casts",
+    "sample_woven_facts",
     "sentence_rule",
     "sentence_statistics",
     "spread",
     "start_token_id",
     "train_tokenizer",
     "write_casts",
+    "write_woven_facts",
 ]

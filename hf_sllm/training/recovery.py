@@ -6,7 +6,8 @@ with the decoder's window, and the SLLM. With the nats per token of each on held
     recovery = (window - SLLM) / (window - full context).
 
 Two controls show that what is brought back was said far back in this text: with the memory of another text the gain
-must go, and with that of the newest sentence alone it must be less.
+must go, and with that of the newest sentence alone it must be less. A third is a model of its own, trained with a
+memory through which no gradient flows: what it recovers needs nobody to learn what to write into a memory.
 """
 
 import dataclasses
@@ -34,13 +35,14 @@ from .run import load_trained, make_model, read_texts, train_model
 # Where full context is worth less than so many nats per token, no model can show that it brings anything back.
 LEAST_HEADROOM = 0.01
 RESULTS = "recovery.json"
-# The lines of the table, by the fields of `Recovery`; the first three are the models that are trained.
+# The lines of the table, by the fields of `Recovery`; the first three are the models that are always trained.
 LINES = {
     "full": "full context",
     "window": "window",
     "sllm": "SLLM",
     "another_memory": "memory of another text",
     "newest_only": "newest sentence only",
+    "detached": "trained with memory detached",
 }
 # Those below them are what `hf-sllm data casts` knows of its documents, by their columns.
 BOUNDS = {"floor": "bits", "forgets": "bits_forgetful"}
@@ -58,8 +60,9 @@ class Recovery:
         newest_only: Of the SLLM with the memory of the newest sentence alone; `None` as above.
         nats_per_bit_of_a_byte: What one bit per byte is of these figures.
         tokens_seen: Tokens trained on, by each.
-        minutes: Wall time of each training: full, window, SLLM.
-        parameters: Of each.
+        minutes: Wall time of each training: full, window, SLLM, and detached if there is one.
+        parameters: Of full, window and SLLM.
+        detached: Of an SLLM that was trained with its memory detached; `None` where none was.
         facts: Of each model and control the `FactScore` of each distance, where the texts tell their facts.
     """
 
@@ -73,6 +76,7 @@ class Recovery:
     tokens_seen: int
     minutes: list[float]
     parameters: list[int]
+    detached: float | None = None
     facts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -101,7 +105,13 @@ class Recovery:
         }
 
 
-def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Console | None = None) -> list[Recovery]:
+def recovery(
+    recipe: Recipe,
+    seeds: list[int],
+    resume: bool = False,
+    console: Console | None = None,
+    detached: bool = False,
+) -> list[Recovery]:
     """Trains the three models for each seed, measures them and prints the table.
 
     Everything is saved under the recipe's `output_dir`, the figures in `recovery.json`.
@@ -111,6 +121,7 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
         seeds: Each trains three models.
         resume: Go on from what `output_dir` holds; what is trained is not trained again.
         console: Where the table is printed.
+        detached: Train a fourth model for each seed, see `detach_memory`.
 
     Raises:
         ValueError: If the three models could not be compared (see `check_comparable`), or `output_dir` holds what is
@@ -129,6 +140,8 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
         "window": lambda: token_level(arguments, tokenizer, full_context=False),
         "sllm": lambda: make_model(arguments, tokenizer),
     }
+    if detached:
+        makers["detached"] = lambda: detach_memory(make_model(arguments, tokenizer))
     untrained = {name: make() for name, make in makers.items()}
     window = default_window(*untrained.values())
     batch_size, show = training.per_device_eval_batch_size, is_first and not training.disable_tqdm
@@ -177,7 +190,8 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
                 nats_per_bit_of_a_byte=math.log(2) * scored["sllm"].bytes / scored["sllm"].tokens,
                 tokens_seen=summaries["sllm"]["tokens_seen"],
                 minutes=[summaries[name]["minutes"] for name in makers],
-                parameters=[model.num_parameters() for model in models.values()],
+                parameters=[models[name].num_parameters() for name in ("full", "window", "sllm")],
+                detached=nats_per_token(scored["detached"]) if detached else None,
             )
         )
         if is_first:
@@ -191,6 +205,22 @@ def recovery(recipe: Recipe, seeds: list[int], resume: bool = False, console: Co
             "whole, and the memory of another text may be of another part of the same one: cut them by `valid_bytes`."
         )
     return found
+
+
+def detach_memory(model: Any) -> Any:
+    """The SLLM, of which no gradient flows through the memory to what is written there.
+
+    Raises:
+        ValueError: If it has no memory.
+    """
+    memory = model.model.memory
+    if memory is None:
+        raise ValueError(
+            "`memory` is None: there is none to detach. Give one in `sllm_config`, or leave this control out."
+        )
+    write = memory.write
+    memory.write = lambda latents: write(latents.detach())
+    return model
 
 
 def check_from_scratch(arguments: ModelArguments, measure: str) -> None:

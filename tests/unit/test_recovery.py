@@ -17,7 +17,7 @@ from hf_sllm.cli import app
 from hf_sllm.data import BlockCollator, CastSettings, write_casts
 from hf_sllm.evaluation.memory import changed_memory, of_another_text
 from hf_sllm.training import load_recipe, run
-from hf_sllm.training.recovery import LINES, Recovery, print_recovery, recovery, token_level
+from hf_sllm.training.recovery import LINES, Recovery, detach_memory, print_recovery, recovery, token_level
 
 WINDOW = 6
 SHAPE = {
@@ -207,6 +207,19 @@ def test_recovery_is_the_share_of_the_windows_loss_that_is_won_back():
     assert FIGURES.recovered(FIGURES.sllm) == pytest.approx(0.75)
     assert FIGURES.recovered(FIGURES.another_memory) == pytest.approx(-0.5)
     assert (FIGURES.recovered(FIGURES.window), FIGURES.recovered(FIGURES.full)) == (0, 1)
+
+
+def test_of_a_detached_memory_no_gradient_reaches_what_is_written():
+    gradients = []
+    for model in (option_model("memory"), detach_memory(option_model("memory"))):
+        model.model.latent_output.weight.data.zero_()  # nothing comes by the backbone
+        model(random_ids(2, 40), labels=random_ids(2, 40)).loss.backward()
+        encoder = model.model.sentence_encoder.latent_head.weight.grad
+        gradients.append(0.0 if encoder is None else float(encoder.abs().sum()))
+        assert model.model.memory.layers[0].key_value.weight.grad.abs().sum() > 0
+    assert gradients[0] > 0 and gradients[1] == 0
+    with pytest.raises(ValueError, match="`memory` is None: there is none to detach"):
+        detach_memory(option_model("default"))
 
 
 def test_where_the_floor_is_known_the_share_of_all_that_could_be_won_back_is_told():
