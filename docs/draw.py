@@ -102,7 +102,8 @@ def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
     width = len(stream_sentence)
     figure = Figure(figsize=(11, 5.9))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set(xlim=(-4.2, width + 0.4), ylim=(-0.5, 10.7))
+    left = -0.17 * width  # what stands beside the rows is as wide as a share of the picture
+    axes.set(xlim=(left, width + 0.4), ylim=(-0.5, 10.7))
     axes.set_axis_off()
     text, encoder, latent, backbone, stream, output = 0.0, 1.9, 3.5, 5.2, 7.6, 9.5
 
@@ -115,7 +116,8 @@ def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
         box(axes, at - 0.9, backbone, 1.8, 0.8, PAPER)
         note(axes, at, backbone + 0.4, "start" if sentence == 0 else f"after {sentence}", INK, 8)
         if sentence > 0:
-            arrow(axes, (prefixes[sentence - 1][0] + 2.1, backbone + 0.4), (at - 0.9, backbone + 0.4))
+            before = prefixes[sentence - 1][0] + example.prefix_length / 2
+            arrow(axes, (before + 0.9, backbone + 0.4), (at - 0.9, backbone + 0.4))
         arrow(axes, (at, backbone + 0.8), (at, stream))
         if own:
             middle = (own[0] + own[-1] + 1) / 2
@@ -143,8 +145,8 @@ def draw_levels(model: Model, tokenizer: PreTrainedTokenizerBase) -> Figure:
         output: ("what is predicted", "the next token"),
     }
     for height, (title, subtitle) in rows.items():
-        axes.text(-4.0, height + 0.55, title, va="center", weight="bold")
-        axes.text(-4.0, height + 0.1, subtitle, va="center", color=FAINT, size=8)
+        axes.text(left + 0.2, height + 0.55, title, va="center", weight="bold")
+        axes.text(left + 0.2, height + 0.1, subtitle, va="center", color=FAINT, size=8)
     return figure
 
 
