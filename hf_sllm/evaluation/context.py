@@ -238,10 +238,7 @@ def needle(
         raise ValueError(f"`distances` is {tuple(distances)}: it must hold at least one number, and none below 0.")
     fillers = [_filler_sentences(document, rule) for document in segment_documents(documents, tokenizer, rule)]
     if distances is None:
-        lengths = sorted(len(ids) for ids in tokenizer(sum(fillers, []), add_special_tokens=False)["input_ids"])
-        # Room for sentences that are longer than three quarters of them are.
-        fits = len(lengths) >= 4 * FAR and FAR * lengths[len(lengths) * 3 // 4] < default_window(model)
-        distances = (*NEAR, FAR) if fits else NEAR
+        distances = (*NEAR, FAR) if _has_room(fillers, FAR, model, tokenizer) else NEAR
     questions = trials // candidates
     draw = random.Random(seed)
     pairs: list[tuple[list[int], list[int]]] = []
@@ -280,6 +277,17 @@ def _filler_sentences(document: SegmentedDocument, rule: PreTrainedConfig) -> li
         if sentence.closed and sentence.end - sentence.begin < rule.max_sentence_length
     ]
     return [text for text in texts if len(text.split()) >= FEWEST_WORDS]
+
+
+def _has_room(
+    fillers: list[list[str]], count: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether there are enough sentences to put so many between, and the model can read them at once."""
+    sentences = [sentence for document in fillers for sentence in document]
+    if len(sentences) < 4 * count:
+        return False
+    lengths = sorted(len(ids) for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"])
+    return count * lengths[len(lengths) * 3 // 4] < default_window(model)  # many may be longer than the mean
 
 
 def _between(fillers: list[list[str]], words: list[str], count: int, draw: random.Random) -> list[str]:
