@@ -5,15 +5,15 @@ that a model can be used without it.
 """
 
 from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
-from .casts import CastDocument, CastSettings, CastTotals, Fact, sample_casts, write_casts
+from .casts import CastDocument, CastSettings, CastTotals, sample_casts, write_casts
 from .documents import load_documents
 from .pieces import cut_documents, spread
 from .plot import plot_sentence_lengths
+from .sampled_documents import Fact
 from .statistics import SentenceStatistics, sentence_rule, sentence_statistics
 from .tokenizer import train_tokenizer
 from .woven_facts import (
     WovenDocument,
-    WovenFact,
     WovenFactSettings,
     WovenTotals,
     sample_woven_facts,
@@ -28,7 +28,6 @@ __all__ = [
     "Fact",
     "SentenceStatistics",
     "WovenDocument",
-    "WovenFact",
     "WovenFactSettings",
     "WovenTotals",
     "cut_documents",

@@ -7,8 +7,6 @@ each time: once the name is known, all else that such a sentence says follows fr
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import track
+from .sampled_documents import Fact, check_integer, check_split, write_splits
 
 # What a person has, and what it can be. All words of all lists differ, so each tells what and whose it is.
 LISTS = {
@@ -98,8 +95,6 @@ FILLER = (
     "All was well.",
 )
 
-SPLITS = ("train", "valid")
-
 
 @dataclass(frozen=True)
 class CastSettings:
@@ -123,37 +118,22 @@ class CastSettings:
 
     def __post_init__(self) -> None:
         longest, shortest = (limit(map(len, LISTS.values())) for limit in (max, min))
-        _check_integer("words", self.words, 1)
+        check_integer("words", self.words, 1)
         if self.words > longest:
             raise ValueError(f"`words` is {self.words}: the longest list has {longest}, so pass at most that.")
-        _check_integer("cast", self.cast, 1)
+        check_integer("cast", self.cast, 1)
         most = min(self.words, shortest)
         if self.cast > most:
             hint = "pass fewer people, or more `words`" if self.words < shortest else "pass at most that"
             raise ValueError(f"`cast` is {self.cast}, and there are {most} words to tell people apart by: {hint}.")
         if not 1 <= self.sentences < math.inf:
             raise ValueError(f"`sentences` is {self.sentences}: it must be a number of at least 1.")
-        _check_integer("distance", self.distance, 0)
+        check_integer("distance", self.distance, 0)
 
     @property
     def lists(self) -> dict[str, tuple[str, ...]]:
         """The words that are used."""
         return {key: words[: self.words] for key, words in LISTS.items()}
-
-
-class Fact(NamedTuple):
-    """A word that follows from the introduction and from the name before it.
-
-    Attributes:
-        stated: The sentence that introduced it, counted from 0.
-        used: The sentence that it is in.
-        start, end: Where in the text it is, in bytes of UTF-8, which are its characters here.
-    """
-
-    stated: int
-    used: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -173,6 +153,11 @@ class CastDocument:
     bits: float
     bits_forgetful: float
     facts: list[Fact]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the line of a file holds."""
+        return vars(self)
 
 
 @dataclass
@@ -237,19 +222,12 @@ def write_casts(
         ValueError: If a number is out of range.
     """
     settings = settings or CastSettings()
-    _check_integer("valid_documents", valid_documents, 1)
+    check_integer("valid_documents", valid_documents, 1)
     drawn = {
-        "train": sample_casts(documents, settings, seed, "train"),
-        "valid": sample_casts(valid_documents, settings, seed, "valid"),
+        "train": (sample_casts(documents, settings, seed, "train"), documents),
+        "valid": (sample_casts(valid_documents, settings, seed, "valid"), valid_documents),
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for (split, rows), total in zip(drawn.items(), (documents, valid_documents), strict=True):
-        console = Console(stderr=True)
-        shown = track(rows, f"Sampling casts, {split}", total, console=console, disable=not progress, transient=True)
-        written[split] = _write(folder / f"casts.{split}.jsonl.gz", shown)
-    return written
+    return write_splits(folder, "casts", drawn, CastTotals, progress)
 
 
 def sample_casts(
@@ -267,10 +245,9 @@ def sample_casts(
         ValueError: If a number is out of range, or there is no such split.
     """
     settings = settings or CastSettings()
-    _check_integer("documents", documents, 1)
-    _check_integer("seed", seed, 0)
-    if split not in SPLITS:
-        raise ValueError(f"`split` is {split!r}: it must be one of {', '.join(SPLITS)}.")
+    check_integer("documents", documents, 1)
+    check_integer("seed", seed, 0)
+    check_split(split)
     # Python seeds by a hash of its own for text, the same in every process.
     return (draw_cast(random.Random(f"casts {split} {seed} {index}"), settings) for index in range(documents))
 
@@ -373,20 +350,3 @@ def _fill(template: str, words: dict[str, str]) -> tuple[str, dict[str, tuple[in
 @cache
 def _pieces(template: str) -> Sequence[tuple[str, str | None]]:
     return [(literal, key) for literal, key, _, _ in Formatter().parse(template)]
-
-
-def _write(file: Path, documents: Iterable[CastDocument]) -> CastTotals:
-    """Writes a file that is there only when it is whole. It holds no time: the same documents make the same bytes."""
-    totals = CastTotals()
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-        for document in documents:
-            packed.write(json.dumps(vars(document)).encode() + b"\n")
-            totals.add(document)
-    partial.replace(file)
-    return totals
-
-
-def _check_integer(field: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{field}` is {value!r}: it must be a whole number of at least {least}.")

@@ -6,8 +6,6 @@ else in the document holds the value, so whoever does not remember the statement
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
 from collections import Counter
@@ -15,14 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
-from .casts import SPLITS
 from .documents import load_documents
 from .fact_words import KINDS
+from .sampled_documents import SPLITS, Fact, check_integer, check_split, write_splits
 
 # A document has so many sentences of stories or more.
 FEWEST_SENTENCES = 4
@@ -54,27 +49,12 @@ class WovenFactSettings:
     questions: int = 8
 
     def __post_init__(self) -> None:
-        _check_integer("sentences", self.sentences, FEWEST_SENTENCES)
-        _check_integer("facts", self.facts, 1)
+        check_integer("sentences", self.sentences, FEWEST_SENTENCES)
+        check_integer("facts", self.facts, 1)
         most = min(len(_OPENINGS["valid"]), *(len(kind.values) for kind in KINDS))
         if self.facts > most:
             raise ValueError(f"`facts` is {self.facts}: no more than {most} can be told apart, so pass at most that.")
-        _check_integer("questions", self.questions, 1)
-
-
-class WovenFact(NamedTuple):
-    """A value that follows from an earlier sentence.
-
-    Attributes:
-        stated: The sentence that states it, counted from 0.
-        used: The sentence that says it again.
-        start, end: Where in the text it stands there, in bytes of UTF-8.
-    """
-
-    stated: int
-    used: int
-    start: int
-    end: int
+        check_integer("questions", self.questions, 1)
 
 
 @dataclass(frozen=True)
@@ -87,12 +67,17 @@ class WovenDocument:
     """
 
     sentences: list[str]
-    facts: list[WovenFact]
+    facts: list[Fact]
 
     @property
     def text(self) -> str:
         """The sentences, with a space between two."""
         return " ".join(self.sentences)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the line of a file holds."""
+        return {"text": self.text, "facts": self.facts}
 
     @property
     def distances(self) -> list[int]:
@@ -158,24 +143,17 @@ def write_woven_facts(
     Raises:
         ValueError: If a number is out of range, or a source cannot be read or has too few sentences.
     """
-    _check_integer("documents", documents, 1)
-    _check_integer("valid_documents", valid_documents, 1)
-    _check_integer("seed", seed, 0)
+    check_integer("documents", documents, 1)
+    check_integer("valid_documents", valid_documents, 1)
+    check_integer("seed", seed, 0)
     drawn = {}
     for split, source, part, total in (
         ("train", train_source, "train", documents),
         ("valid", valid_source, "validation", valid_documents),
     ):
         stories = load_documents(source, part)["text"][:]
-        drawn[split] = sample_woven_facts(stories, total, settings, seed, split), total
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for split, (rows, total) in drawn.items():
-        console = Console(stderr=True)
-        shown = track(rows, f"Weaving facts, {split}", total, console=console, disable=not progress, transient=True)
-        written[split] = _write(folder / f"facts.{split}.jsonl.gz", shown)
-    return written
+        drawn[split] = (sample_woven_facts(stories, total, settings, seed, split), total)
+    return write_splits(folder, "facts", drawn, WovenTotals, progress)
 
 
 def sample_woven_facts(
@@ -200,12 +178,11 @@ def sample_woven_facts(
             stories have too few sentences for it.
     """
     settings = settings or WovenFactSettings()
-    _check_integer("documents", documents, 1)
-    _check_integer("seed", seed, 0)
+    check_integer("documents", documents, 1)
+    check_integer("seed", seed, 0)
     if not len(stories):
         raise ValueError("`stories` is empty: give at least one.")
-    if split not in SPLITS:
-        raise ValueError(f"`split` is {split!r}: it must be one of {', '.join(SPLITS)}.")
+    check_split(split)
     # Python seeds by a hash of its own for text, the same in every process.
     return (
         draw_woven_facts(random.Random(f"woven facts {split} {seed} {index}"), stories, settings, split)
@@ -308,7 +285,7 @@ def split_sentences(text: str) -> Iterator[str]:
 def _woven(fillers: list[str], said: list[tuple[int, tuple[str, str]]]) -> WovenDocument:
     """Fillers with facts among them: before which filler, then the opening and the value; the first ones first."""
     sentences: list[str] = []
-    facts: list[WovenFact] = []
+    facts: list[Fact] = []
     stated: dict[str, int] = {}
     done = size = 0  # fillers, and bytes with a space after each sentence
     for place, (opening, value) in said:
@@ -319,26 +296,9 @@ def _woven(fillers: list[str], said: list[tuple[int, tuple[str, str]]]) -> Woven
         here = len(sentences)
         if opening in stated:
             start = size + len(opening.encode()) + 1
-            facts.append(WovenFact(stated[opening], here, start, start + len(value.encode())))
+            facts.append(Fact(stated[opening], here, start, start + len(value.encode())))
         else:
             stated[opening] = here
         sentences.append(f"{opening} {value}.")
         size += len(sentences[-1].encode()) + 1
     return WovenDocument([*sentences, *fillers[done:]], facts)
-
-
-def _write(file: Path, documents: Iterable[WovenDocument]) -> WovenTotals:
-    """Writes a file that is there only when it is whole. It holds no time: the same documents make the same bytes."""
-    totals = WovenTotals()
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-        for document in documents:
-            packed.write(json.dumps({"text": document.text, "facts": document.facts}).encode() + b"\n")
-            totals.add(document)
-    partial.replace(file)
-    return totals
-
-
-def _check_integer(field: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{field}` is {value!r}: it must be a whole number of at least {least}.")

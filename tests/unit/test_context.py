@@ -175,6 +175,15 @@ def test_too_few_sentences_for_the_distance_are_refused(tokenizer, rule):
         needle(Echo(len(tokenizer), 1.0), tokenizer, DOCUMENTS, rule, (99,), progress=False)
 
 
+@pytest.mark.parametrize("documents, positions, far", [(400, 8192, True), (24, 8192, False), (400, 200, False)])
+def test_the_farthest_distance_is_asked_for_where_there_is_room(documents, positions, far, tokenizer, rule):
+    model = Echo(len(tokenizer), 1.0)
+    model.config.max_position_embeddings = positions
+    texts = [*DOCUMENTS] * (documents // len(DOCUMENTS) + 1)
+    found = needle(model, tokenizer, texts[:documents], rule, trials=8, progress=False)
+    assert found.distances == ((0, 1, 2, 4, 8, 16, 64) if far else (0, 1, 2, 4, 8, 16))
+
+
 def test_trials_that_cannot_be_balanced_are_refused(tokenizer, rule):
     with pytest.raises(ValueError, match="`trials` is 50: it must be a multiple of `candidates`, 4"):
         needle(Echo(len(tokenizer), 1.0), tokenizer, DOCUMENTS, rule, trials=50, progress=False)
