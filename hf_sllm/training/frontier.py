@@ -25,7 +25,7 @@ from hf_sllm.evaluation import bits_per_byte, default_window, entropy_floor
 from .frontier_plot import plot_frontier
 from .frontier_points import Point, best_rate, mark_unbeaten, print_points, write_points
 from .recipe import ModelArguments, Recipe, SllmTrainingArguments, find_recipe, load_recipe, merge, read_yaml
-from .recovery import check_from_scratch, check_shape, token_level
+from .recovery import check_new, check_shape, token_level
 from .run import has_begun, load_trained, make_model, read_texts, train_model
 
 FRONTIERS = Path(__file__).parent / "frontiers"
@@ -218,7 +218,7 @@ def check_recipe(recipe: Recipe) -> None:
         ValueError: If it makes no SLLM from scratch of a Llama's shape, or streams its texts.
     """
     arguments = recipe.model
-    check_from_scratch(arguments, "a frontier")
+    check_new(arguments, "a frontier", ("backbone_config",))
     model_type = (arguments.backbone_config or {})["model_type"]
     if model_type != "llama":
         raise ValueError(

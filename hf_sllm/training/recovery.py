@@ -1,7 +1,8 @@
 """Recovery: of what a window of tokens loses, the share that the sentence level brings back.
 
-Three models are trained on the same tokens: a token-level one of the decoder's shape that sees everything, the same
-with the decoder's window, and the SLLM. With the nats per token of each on held-out texts,
+Three models are trained on the same tokens: a token-level one that sees everything, the same with the decoder's window,
+and the SLLM. The token-level ones have the shape of the SLLM's decoder, or are its pretrained backbone. With the nats
+per token of each on held-out texts,
 
     recovery = (window - SLLM) / (window - full context).
 
@@ -21,7 +22,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_sllm.data import document_ids
 from hf_sllm.evaluation import BitsPerByte, default_window, entropy_floor, score_documents, total_bits
@@ -30,7 +37,7 @@ from hf_sllm.evaluation.memory import Change, changed_memory, of_another_text, o
 from hf_sllm.modeling import SllmConfig
 
 from .recipe import ModelArguments, Recipe
-from .run import load_trained, make_model, read_texts, train_model
+from .run import load_trained, make_backbone, make_model, read_texts, train_model
 
 # Where full context is worth less than so many nats per token, no model can show that it brings anything back.
 LEAST_HEADROOM = 0.01
@@ -117,7 +124,7 @@ def recovery(
     Everything is saved under the recipe's `output_dir`, the figures in `recovery.json`.
 
     Args:
-        recipe: See `load_recipe`. It makes an SLLM from scratch.
+        recipe: See `load_recipe`. It makes an SLLM from scratch, or of a backbone.
         seeds: Each trains three models.
         resume: Go on from what `output_dir` holds; what is trained is not trained again.
         console: Where the table is printed.
@@ -223,8 +230,12 @@ def detach_memory(model: Any) -> Any:
     return model
 
 
-def check_from_scratch(arguments: ModelArguments, measure: str) -> None:
-    """Refuses a recipe that does not train an SLLM from scratch and as a whole, for which there is nothing to measure.
+def check_new(arguments: ModelArguments, measure: str, begins: tuple[str, ...]) -> None:
+    """Refuses a recipe that does not make a new SLLM and train all of it, for which there is nothing to measure.
+
+    Args:
+        measure: What for, in the messages.
+        begins: What the recipe may begin from, of `backbone_config` and `backbone`.
 
     Raises:
         ValueError: Names the field, its value and the remedy.
@@ -232,10 +243,10 @@ def check_from_scratch(arguments: ModelArguments, measure: str) -> None:
     if arguments.stage != "sllm":
         raise ValueError(f"`stage` is {arguments.stage!r}: {measure} is measured of an SLLM: make it `sllm`.")
     for name in ("backbone", "sllm", "sentence_vae", "lora", "freeze"):
-        if getattr(arguments, name) is not None:
+        if getattr(arguments, name) is not None and name not in begins:
             raise ValueError(
-                f"`{name}` is {getattr(arguments, name)!r}: {measure} compares models that are trained on the same "
-                "tokens, from scratch and as a whole: leave it out, and give `backbone_config`."
+                f"`{name}` is {getattr(arguments, name)!r}: {measure} compares new models, all of whose weights are "
+                f"trained on the same tokens: leave it out, and give {' or '.join(f'`{begin}`' for begin in begins)}."
             )
 
 
@@ -243,28 +254,38 @@ def check_comparable(arguments: ModelArguments) -> None:
     """Refuses a recipe whose SLLM has no token-level models of the same shape, trained in the same way.
 
     Raises:
-        ValueError: If it begins from something trained, trains a part only, or its decoder is no Llama, whose shape
-            with a window is a Mistral's, or has no window.
+        ValueError: If it begins from something trained other than a backbone, trains a part only, or its decoder or
+            backbone is no Llama, whose shape with a window is a Mistral's, or its decoder has no window.
     """
-    check_from_scratch(arguments, "recovery")
+    check_new(arguments, "recovery", ("backbone_config", "backbone"))
     make_config = SllmConfig.paper if arguments.preset == "paper" else SllmConfig.from_text_config
     given = {"encoder_layers": arguments.encoder_layers, "decoder_layers": arguments.decoder_layers}
+    backbone = backbone_config(arguments)
     config = make_config(
-        AutoConfig.for_model(**(arguments.backbone_config or {})),
+        backbone,
         **{name: layers for name, layers in given.items() if layers is not None},
         **(arguments.sllm_config or {}),
     )
-    decoder = config.sentence_decoder_config
-    if decoder.model_type != "llama":
+    name, shape = "sentence_decoder_config", config.sentence_decoder_config
+    if arguments.backbone is not None:
+        name, shape = "backbone", backbone
+    if shape.model_type != "llama" or getattr(shape, "attention_bias", False) or getattr(shape, "mlp_bias", False):
         raise ValueError(
-            f"`sentence_decoder_config.model_type` is {decoder.model_type!r}: recovery needs a llama, whose shape "
-            "with a window is a mistral's. Give one in `sllm_config`."
+            f"`{name}.model_type` is {shape.model_type!r}: recovery needs a llama without biases, whose shape with a "
+            f"window is a mistral's. Give {'another' if name == 'backbone' else 'one in `sllm_config`'}."
         )
     if config.decoder_context_length == 0:
         raise ValueError(
             "`decoder_context_length` is 0: there is no window whose loss could be recovered. Give one above 0 in "
             "`sllm_config`."
         )
+
+
+def backbone_config(arguments: ModelArguments) -> PreTrainedConfig:
+    """Of the backbone that a recipe names or describes."""
+    if arguments.backbone is not None:
+        return AutoConfig.from_pretrained(arguments.backbone)
+    return AutoConfig.for_model(**(arguments.backbone_config or {}))
 
 
 def check_shape(trained: PreTrainedModel, untrained: PreTrainedModel, folder: Path) -> None:
@@ -282,16 +303,27 @@ def check_shape(trained: PreTrainedModel, untrained: PreTrainedModel, folder: Pa
 
 
 def token_level(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, full_context: bool) -> PreTrainedModel:
-    """A token-level model of the shape of the SLLM's decoder, a Llama's; with its window, or with full context."""
+    """The token-level model, with the SLLM's window in each layer or with full context: its backbone, or from scratch
+    a model of the shape of its decoder."""
     config: Any = make_model(arguments, tokenizer).config
+    window = None if full_context else config.decoder_context_length + 1  # which counts the token itself
+    if arguments.backbone is not None:
+        backbone = make_backbone(arguments, tokenizer)
+        model = mistral(backbone.config.to_dict(), sliding_window=window)
+        model.load_state_dict(backbone.state_dict())
+        return model
     # What the decoder leaves to the whole is the whole's: vocabulary, special tokens, and whether weights are tied.
     of_whole = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
-    fields = {
-        **{name: value for name, value in config.sentence_decoder_config.to_dict().items() if name != "model_type"},
-        **{name: getattr(config, name) for name in of_whole},
-        "sliding_window": None if full_context else config.decoder_context_length + 1,  # which counts the token itself
-    }
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **fields))
+    fields = config.sentence_decoder_config.to_dict()
+    return mistral({**fields, **{name: getattr(config, name) for name in of_whole}}, sliding_window=window)
+
+
+def mistral(fields: dict[str, Any], sliding_window: int | None) -> PreTrainedModel:
+    """A Llama of these fields whose layers have a window, which makes it a Mistral."""
+    fields = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mistral", **{**fields, "sliding_window": sliding_window})
+    )
 
 
 def nats_per_token(score: BitsPerByte) -> float:

@@ -10,14 +10,22 @@ import torch
 import yaml
 from models import option_model, random_ids
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_sllm.cli import app
 from hf_sllm.data import BlockCollator, CastSettings, write_casts
 from hf_sllm.evaluation.memory import changed_memory, of_another_text
 from hf_sllm.training import load_recipe, run
-from hf_sllm.training.recovery import LINES, Recovery, detach_memory, print_recovery, recovery, token_level
+from hf_sllm.training.recovery import (
+    LINES,
+    Recovery,
+    check_comparable,
+    detach_memory,
+    print_recovery,
+    recovery,
+    token_level,
+)
 
 WINDOW = 6
 SHAPE = {
@@ -131,6 +139,26 @@ def test_the_window_is_the_decoders_and_full_context_is_all_there_is(trained, fi
         assert embeds.grad[0].abs().sum(-1).nonzero().squeeze(1).tolist() == list(range(30 - seen, 30))
 
 
+@torch.no_grad()
+def test_of_a_pretrained_backbone_the_token_level_models_are_that_backbone(trained, file, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    backbone = LlamaForCausalLM(LlamaConfig(**SHAPE, vocab_size=len(tokenizer), rope_theta=300.0)).eval()
+    backbone.save_pretrained(tmp_path)
+    arguments = dataclasses.replace(
+        load_recipe(file).model, backbone_config=None, tokenizer_vocab_size=None, backbone=str(tmp_path)
+    )
+    check_comparable(arguments)
+    token_ids = random_ids(1, 30)
+    full, window = (token_level(arguments, tokenizer, full_context).eval() for full_context in (True, False))
+    torch.testing.assert_close(full(token_ids).logits, backbone(token_ids).logits)
+    torch.testing.assert_close(window(token_ids).logits[:, : WINDOW + 1], full(token_ids).logits[:, : WINDOW + 1])
+    alone = window(token_ids[:, -WINDOW - 1 :]).logits[0, -1]  # one layer sees its window and no more
+    torch.testing.assert_close(window(token_ids).logits[0, -1], alone, rtol=1e-4, atol=1e-4)
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`backbone.model_type` is 'gpt2': recovery needs a llama .* Give another"):
+        check_comparable(arguments)
+
+
 def test_what_is_printed_is_in_the_file(trained):
     (kept,) = json.loads((trained.folder / "recovery.json").read_text())
     assert kept["recovery"] == kept["recovered"]["sllm"]
@@ -178,8 +206,8 @@ def test_what_another_recipe_trained_is_not_taken_for_this_ones(trained, file):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"backbone": "some/model", "backbone_config": ..., "tokenizer_vocab_size": ...},
-         "`backbone` is 'some/model': .*from scratch.*: leave it out, and give `backbone_config`"),
+        ({"sllm": "some/model", "backbone_config": ..., "tokenizer_vocab_size": ..., "encoder_layers": ...},
+         "`sllm` is 'some/model': .*new models.*: leave it out, and give `backbone_config` or `backbone`"),
         ({"freeze": ["language_model"]}, r"`freeze` is \['language_model'\]: .* leave it out"),
         ({"lora": {"r": 2}}, r"`lora` is \{'r': 2\}: .* leave it out"),
         ({"stage": "sentence_vae"}, "`stage` is 'sentence_vae': .* make it `sllm`"),
