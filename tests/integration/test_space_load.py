@@ -84,7 +84,8 @@ async def visit(
             await page.goto(address)
             await page.get_by_text("Options").click()
             pages.append(page)
-        first = [await first_sentence(pages[0], f"The {thing} was") for thing in ("cat", "sun", "boy", "sea", "hen")]
+        animals = ("cat", "dog", "hen", "cow", "pig")[: len(asked[0])]
+        first = [await first_sentence(pages[0], f"The {animal} was") for animal in animals]
         begun = time.monotonic()
         answers = await asyncio.gather(*map(ask, pages, asked))
         seconds = time.monotonic() - begun
