@@ -1,7 +1,7 @@
 """Configuration of the sentence VAE."""
 
 import copy
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -50,7 +50,7 @@ class SentenceVaeConfig(PreTrainedConfig):
     }
     # Fields that belong together are one field, as `rope_parameters` is. By the names that they had alone they are
     # read and set as well.
-    groups = {
+    groups: ClassVar[dict[str, dict[str, Any]]] = {
         "kl": {"weight": 0.0, "free_bits": 0.0, "max_bits": None},
         "dropout": {"tokens": 0.0, "latents": 0.0, "context": 0.0, "boundaries": 0.0, "latent_noise": 0.0},
     }

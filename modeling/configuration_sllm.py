@@ -20,6 +20,12 @@ class SllmConfig(SentenceVaeConfig):
         memory (`dict`, *optional*): `num_layers`, 1 by default, and `num_heads`, by default the decoder's: the layers
             by which tokens read the latents of all sentences before their own, see `LatentMemory`. Without a memory,
             what lies before the decoder's context reaches them through the predicted latents alone.
+        latent_predictor (`dict`, *optional*): How the next sentence's latents follow from the backbone's state, see
+            `latent_predictor.py`. Its `type` is `"linear"`, a map, which is the default; `"mse"`, the mean told by a
+            network; or `"flow"` or `"diffusion"`, which sample one of the ways in which a text can go on. The network
+            has `num_layers`; its loss counts `weight`; a share `unconditional` of the sentences trains it without the
+            state, for guidance. By default `steps`, `guidance_scale` and `noise_scale` are those of `LatentSampling`;
+            `schedule` is diffusion's, `"cosine"`, `"quadratic"` or `"sigmoid"`.
         decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
         bag_of_words_weight (`float`): Weight in training of telling, as a sentence begins, which tokens it will hold.
@@ -34,7 +40,20 @@ class SllmConfig(SentenceVaeConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         **SentenceVaeConfig.sub_configs_defaults,
     }
-    groups = {**SentenceVaeConfig.groups, "memory": {"num_layers": 1, "num_heads": None}}
+    groups = {
+        **SentenceVaeConfig.groups,
+        "memory": {"num_layers": 1, "num_heads": None},
+        "latent_predictor": {
+            "type": "linear",
+            "num_layers": 2,
+            "weight": 1.0,
+            "unconditional": 0.15,
+            "steps": 20,
+            "guidance_scale": 1.0,
+            "noise_scale": 1.0,
+            "schedule": "cosine",
+        },
+    }
     auto_classes = {
         "AutoConfig": "configuration_sllm.SllmConfig",
         "AutoModel": "modeling_sllm.SllmModel",
@@ -47,10 +66,21 @@ class SllmConfig(SentenceVaeConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     memory: dict | None = None
+    latent_predictor: dict | None = None
     decoder_context_length: int = interval(min=0)(default=64)
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
     bag_of_words_weight: float = interval(min=0.0)(default=0.0)
     next_latent_weight: float = interval(min=0.0)(default=0.0)
+
+    @property
+    def has_linear_predictor(self) -> bool:
+        """Whether latents are predicted by a map alone: then texts have an exact likelihood."""
+        return self.latent_predictor is None or self.latent_predictor["type"] == "linear"
+
+    @property
+    def latent_prediction_weight(self) -> float:
+        """Of the term `latent_prediction` in the training loss."""
+        return 0.0 if self.has_linear_predictor else self.latent_predictor["weight"]
 
     @property
     def token_config(self) -> PreTrainedConfig:

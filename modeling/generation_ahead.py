@@ -31,7 +31,8 @@ def predict_ahead(model: Any, cache: SllmCache, count: int) -> torch.Tensor:
         state = body.read_sentences(embeds[:, None], (cache.num_sentences + step)[:, None], cache)[:, -1]
         states.append(state)
     cache.drop_sentences(count)
-    return body.latents_from(torch.stack(states, 1) if states else state[:, None][:, :0])
+    numbers = cache.num_sentences[:, None] + torch.arange(1, count + 1, device=state.device)
+    return body.latents_from(torch.stack(states, 1) if states else state[:, None][:, :0], numbers)
 
 
 def write_in_parallel(

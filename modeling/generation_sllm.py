@@ -9,13 +9,14 @@ import math
 from functools import wraps
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 
 from .generation_ahead import write_in_parallel
 from .generation_rows import Rows, choose
+from .latent_predictor import LatentSampling
 from .stream_cache import SllmCache
 from .token_shortlist import ShortlistedHead, fit_directions
-from .validation_inputs import check_generation, check_sentence_loop
+from .validation_inputs import check_generation, check_latent_options, check_sentence_loop
 
 
 class SllmGenerationMixin(GenerationMixin):
@@ -58,9 +59,14 @@ class SllmGenerationMixin(GenerationMixin):
         max_sentences: float | None = None,
         shortlist_size: int | None = None,
         sentences_at_once: int | None = None,
+        latent_steps: int | None = None,
+        latent_guidance_scale: float | None = None,
+        latent_noise_scale: float | None = None,
+        latent_seed: int | None = None,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, with three options more.
+        """As `GenerationMixin.generate`, with some options more. Those called `latent_…` are for a model whose
+        `latent_predictor` samples the latents of each sentence; `num_return_sequences` then gives different futures.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
@@ -73,16 +79,30 @@ class SllmGenerationMixin(GenerationMixin):
             sentences_at_once: Write so many sentences side by side, from latents that are predicted that far ahead:
                 faster, and another text, see `write_in_parallel`. For a single row. It needs `max_sentences`, and a
                 model trained with a `next_latent_weight`.
+            latent_steps, latent_guidance_scale, latent_noise_scale: See `LatentSampling`; by default the config's.
+            latent_seed: Of the latents' noise, 0 by default where tokens are not sampled and else drawn. The futures
+                of a text have this seed and those after it, in each row of a batch and with any prompt.
 
         Raises:
             ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache; or if
-                `shortlist_size` or `sentences_at_once` comes without what it needs.
+                another option comes without what it needs.
         """
         options = {"shortlist_size": shortlist_size, "sentences_at_once": sentences_at_once}
         check_generation(self.config, max_sentences, options, self.shortlist_fit is not None, kwargs)
-        if max_sentences is not None:
+        latent_options = {
+            "latent_steps": latent_steps,
+            "latent_guidance_scale": latent_guidance_scale,
+            "latent_noise_scale": latent_noise_scale,
+            "latent_seed": latent_seed,
+        }
+        latent_options = {name: value for name, value in latent_options.items() if value is not None}
+        check_latent_options(self.config, latent_options)
+        if max_sentences is not None or latent_options:
             generation_config = copy.deepcopy(generation_config or self.generation_config)
             kwargs = generation_config.update(**kwargs)
+            for name, value in latent_options.items():
+                setattr(generation_config, name, value)
+        if max_sentences is not None:
             for name, value in {"max_sentences": max_sentences, **options}.items():
                 setattr(generation_config, name, value)
             bounds = (generation_config.max_length, generation_config.max_new_tokens)
@@ -98,13 +118,15 @@ class SllmGenerationMixin(GenerationMixin):
         # Stop strings need a tokenizer, and transformers hands it on to where it is of no use.
         return super().prepare_inputs_for_generation(*args, **kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, *args):
         given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, *args)
         made = model_kwargs.get("past_key_values")
         if given is None and made is not None:
             # The backbone's cache may be any that transformers makes; ours goes around it.
             model_kwargs["past_key_values"] = SllmCache(self.config, made)
+        if not self.config.has_linear_predictor and isinstance(model_kwargs.get("past_key_values"), SllmCache):
+            sample_latents_by(generation_config, model_kwargs["past_key_values"], batch_size, self.device)
 
     def _sample(
         self,
@@ -165,6 +187,25 @@ class SllmGenerationMixin(GenerationMixin):
             states = self.model.continue_sentences(token_ids[:, None], fed, cache)
         states = states[:, -1]
         return self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & closing)
+
+
+def sample_latents_by(
+    generation_config: GenerationConfig, cache: SllmCache, batch_size: int, device: torch.device
+) -> None:
+    """Tells a cache how latents are sampled, and the seeds of its rows: those of a batch of texts, each of which
+    stands there once for each future, or once for each beam. A cache that goes on keeps the seeds it has."""
+    defaults = cache.config.latent_predictor
+    cache.latent_sampling = LatentSampling(
+        *(getattr(generation_config, f"latent_{name}", defaults[name]) for name in LatentSampling._fields)
+    )
+    seed = getattr(generation_config, "latent_seed", None)
+    if seed is None and cache.latent_seeds is not None:
+        return
+    if seed is None:
+        seed = int(torch.randint(2**31, ())) if generation_config.do_sample else 0
+    beams, futures = generation_config.num_beams, generation_config.num_return_sequences
+    of_text = [seed] * beams if beams > 1 else list(range(seed, seed + futures))
+    cache.latent_seeds = torch.tensor(of_text * batch_size, device=device)
 
 
 __all__ = ["SllmGenerationMixin"]

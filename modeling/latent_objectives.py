@@ -51,8 +51,13 @@ def next_latent_loss(
         layout: Of all sentences.
         targets: `(N,)` the tokens themselves; -100 is left out.
     """
-    tokens = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, (targets != -100).long())
     inputs = inputs.detach().float()
     variance = (inputs - inputs.mean(-1, keepdim=True)).pow(2).mean(-1)
     error = (head(states.detach()).float() - inputs).pow(2).mean(-1)
-    return (error / variance.clamp(min=1e-8) * tokens[layout.sentence_closed]).sum()
+    return (error / variance.clamp(min=1e-8) * scored_tokens(layout, targets)).sum()
+
+
+def scored_tokens(layout: SentenceLayout, targets: torch.Tensor) -> torch.Tensor:
+    """`(C,)` of each closed sentence, how many of its tokens are scored; `targets` `(N,)` are the tokens, or -100."""
+    tokens = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, (targets != -100).long())
+    return tokens[layout.sentence_closed]

@@ -20,8 +20,10 @@ from .backbone_loading import FromBackboneMixin
 from .backbone_rows import RowCaches
 from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
+from .latent_denoiser import LatentDenoiser, init_denoiser
 from .latent_memory import LatentMemory, MemoryLayer, init_memory_layer
-from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents
+from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents, scored_tokens
+from .latent_predictor import LATENT_PREDICTORS, LatentSampling, sentence_noise
 from .modeling_sentence_vae import SentenceVaePreTrainedModel, unit_linear
 from .sentence_decoder import SentenceDecoder, closed_reconstruction
 from .sentence_encoder import SentenceEncoder, all_rows, encode_in_parts
@@ -65,6 +67,8 @@ class SllmModelOutput(BaseModelOutputWithPast):
         token_embeds: `(N, width)` of the tokens that the decoder reads.
         next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
             for them, `(C, width)`; with a `next_latent_weight`.
+        latent_prediction: `(C,)` in training, what predicting the latents of each sentence cost; with a
+            `latent_predictor` that is no map.
     """
 
     token_states: torch.Tensor | None = None
@@ -73,14 +77,18 @@ class SllmModelOutput(BaseModelOutputWithPast):
     layout: SentenceLayout | None = None
     token_embeds: torch.Tensor | None = None
     next_latents: tuple[torch.Tensor, torch.Tensor] | None = None
+    latent_prediction: torch.Tensor | None = None
 
 
 @dataclass
 class SllmOutput(CausalLMOutputWithPast):
     """
     Attributes:
-        loss: In evaluation the mean cross-entropy of the next token; in training the weighted sum of `losses`.
-        logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t + 1 given tokens 0 to t.
+        loss: In evaluation the mean cross-entropy of the next token; in training the weighted sum of `losses`. With a
+            `latent_predictor` that samples, a text has no exact likelihood: the loss in evaluation is that of the
+            latents sampled, whose mean over samples is not below the text's own.
+        logits: `(batch, length, vocab)`; `logits[:, t]` is the distribution of token t + 1 given tokens 0 to t, and
+            the latents sampled if there are any.
         past_key_values: The cache.
         hidden_states: As in `SllmModelOutput`.
         losses: The named terms of the loss, unweighted.
@@ -103,11 +111,14 @@ class SllmPreTrainedModel(SentenceVaePreTrainedModel):
             init.eye_(module.weight)
         if isinstance(module, MemoryLayer):
             init_memory_layer(module)
+        if isinstance(module, LatentDenoiser):
+            init_denoiser(module)
         if isinstance(module, NextLatentHead):
             init.zeros_(module[-1].weight)
         if isinstance(module, SllmModel):
-            unit_linear(module.latent_output)
-            if self.config.decoder_context_length > 0:
+            if self.config.has_linear_predictor:
+                unit_linear(module.latent_output)
+            if self.config.has_linear_predictor and self.config.decoder_context_length > 0:
                 # The last position of a prefix begins as the token before, from which a language model would go on.
                 begins = torch.ones_like(module.latent_output.bias)
                 begins[-self.config.latent_size :] = 0
@@ -130,7 +141,10 @@ class SllmModel(SllmPreTrainedModel):
         size = config.num_latents * config.latent_size
         self.start_latents = nn.Embedding(1, size)
         self.latent_input = nn.Linear(size, width)
-        self.latent_output = nn.Linear(width, size)
+        if config.has_linear_predictor:
+            self.latent_output = nn.Linear(width, size)
+        else:
+            self.latent_predictor = LATENT_PREDICTORS[config.latent_predictor["type"]](config, width)
         self.memory = None if config.memory is None else LatentMemory(config, width)
         self.segmenter = SentenceSegmenter(config)
         self.post_init()
@@ -171,12 +185,29 @@ class SllmModel(SllmPreTrainedModel):
         """
         if sentence_mask is None:
             sentence_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        return self.latents_from(self._read_latents(latents, sentence_mask, cache, begins)[-1])
+        _, position_ids, _, states = self._read_latents(latents, sentence_mask, cache, begins)
+        return self.latents_from(states, position_ids, cache)
 
-    def latents_from(self, states: torch.Tensor) -> torch.Tensor:
-        """The latents `(…, num_latents, latent_size)` that the backbone's states `(…, width)` predict."""
-        predicted = self.latent_output(states.to(self.latent_output.weight.dtype))
-        return predicted.unflatten(-1, (self.config.num_latents, self.config.latent_size))
+    def latents_from(
+        self, states: torch.Tensor, position_ids: torch.Tensor, cache: SllmCache | None = None
+    ) -> torch.Tensor:
+        """The latents `(batch, J, num_latents, latent_size)` that the backbone's states `(batch, J, width)` predict.
+
+        Args:
+            position_ids: `(batch, J)` of these states, see `read_sentences`. A predictor that samples has its own
+                noise for each sentence.
+            cache: Holds the seeds of that noise, and how it is sampled. Without one all seeds are 0.
+        """
+        shape = (self.config.num_latents, self.config.latent_size)
+        if self.config.has_linear_predictor:
+            return self.latent_output(states.to(self.latent_output.weight.dtype)).unflatten(-1, shape)
+        seeds = [0] * len(states) if cache is None else cache.seeds_of_rows(len(states))
+        sampling = None if cache is None else cache.latent_sampling
+        if sampling is None:
+            sampling = LatentSampling(*(self.config.latent_predictor[name] for name in LatentSampling._fields))
+        noise = sentence_noise(seeds, position_ids, shape)
+        sampled = self.latent_predictor.sample(states.flatten(0, 1), noise.flatten(0, 1), sampling)
+        return sampled.to(states.dtype).view_as(noise)
 
     def read_sentences(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, cache: SllmCache | None = None
@@ -306,7 +337,7 @@ class SllmModel(SllmPreTrainedModel):
         embed = partial(self.embeds_of, input_ids=input_ids, inputs_embeds=inputs_embeds)
         in_parts = cache is not None and not torch.is_grad_enabled()
         latents, statistics = self._encode(embed, layout, in_parts)  # (C, num_latents, latent_size)
-        predicted, written, next_latents = self._predict(latents, layout, cache)
+        predicted, written, next_latents, latent_prediction = self._predict(latents, layout, cache)
 
         positions = lay_out(mask, closes, config.prefix_length, config.decoder_context_length == 0)
         token_index, first_needed = layout.token_index, None
@@ -320,7 +351,7 @@ class SllmModel(SllmPreTrainedModel):
             cache.append_tokens(input_ids, mask, closes)
             if first_needed is not None:
                 cache.drop_slots_before(first_needed)
-        output.latents, output.next_latents = latents, next_latents
+        output.latents, output.next_latents, output.latent_prediction = latents, next_latents, latent_prediction
         output.latent_statistics, output.layout, output.token_embeds = statistics, layout, embeds
         return output
 
@@ -336,7 +367,7 @@ class SllmModel(SllmPreTrainedModel):
 
         if layout.sentence_closed.any():
             latents, _ = self._encode(partial(self.embeds_of, input_ids=whole_ids), layout)
-            predicted, written, _ = self._predict(latents, layout, cache)
+            predicted, written, *_ = self._predict(latents, layout, cache)
         else:
             size = (self.config.num_latents, self.config.latent_size)
             predicted, written = torch.zeros(len(mask), 0, *size, device=mask.device), cache.written
@@ -405,13 +436,13 @@ class SllmModel(SllmPreTrainedModel):
 
     def _predict(
         self, latents: torch.Tensor, layout: SentenceLayout, cache: SllmCache | None
-    ) -> tuple[torch.Tensor, Written | None, tuple[torch.Tensor, torch.Tensor] | None]:
+    ) -> tuple[torch.Tensor, Written | None, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
         """What becomes of the latents `(C, num_latents, latent_size)` of the closed sentences.
 
         Returns:
             The latents `(batch, J, num_latents, latent_size)` that the backbone predicts of the sentences that begin
             in each row: where texts begin the first one and those after a closed sentence, else the latter. What is in
-            the memory, see `Written`. And the `next_latents` of `SllmModelOutput`.
+            the memory, see `Written`. And the `next_latents` and `latent_prediction` of `SllmModelOutput`.
         """
         begins = cache is None or cache.is_empty
         padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
@@ -425,7 +456,14 @@ class SllmModel(SllmPreTrainedModel):
         next_latents = None
         if begins and self.config.next_latent_weight > 0:
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
-        return self.latents_from(states), written, next_latents
+        if self.training and cache is None and not self.config.has_linear_predictor:
+            # The decoder learns from what was encoded, and the predictor to say it. Of a sentence that stays open it
+            # reads what is most usual.
+            cost = self.latent_predictor.loss(states[:, :-1][sentence_mask], latents)
+            usual = self.latent_predictor.normaliser.center.to(padded).expand(len(padded), 1, -1, -1)
+            is_closed = F.pad(sentence_mask, (0, 1))[..., None, None]
+            return torch.where(is_closed, torch.cat([padded[:, 1:], usual], 1), usual), written, next_latents, cost
+        return self.latents_from(states, position_ids, cache), written, next_latents, None
 
     def said_before(self, cache: SllmCache) -> torch.Tensor:
         """`(batch, width)` sum of the embeddings of the tokens of the open sentences."""
@@ -619,6 +657,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             sums["bag_of_words"] = bag_of_words_loss(states, layout, own, *heads)
         if self.config.next_latent_weight > 0:
             sums["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head)
+        if outputs.latent_prediction is not None:
+            sums["latent_prediction"] = (outputs.latent_prediction * scored_tokens(layout, own)).sum()
         if outputs.latent_statistics is not None:
             sums["kl"] = kl_divergence(self.config, *outputs.latent_statistics)
         if stop_logits is not None:

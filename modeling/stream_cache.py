@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from .backbone_rows import RowCaches, backbone_cache
+from .latent_predictor import LatentSampling
 from .stream_layout import Stream, pad_rows
 
 
@@ -40,12 +41,18 @@ class SllmCache(Cache):
     Args:
         config (`SllmConfig`): The model's config.
         language_model (`Cache`, *optional*): The backbone's cache, see `backbone_cache`.
+
+    Attributes:
+        latent_sampling: How latents are sampled, a `LatentSampling`; `None` is as the config says.
+        latent_seeds: `(batch,)` seeds of the latents of each row, where they are sampled; `None` is 0 for all.
     """
 
     def __init__(self, config: PreTrainedConfig, language_model: Cache | None = None):
         super().__init__(layers=[])
         self.config = config
         self.language_model = backbone_cache(config.text_config, language_model)
+        self.latent_sampling: LatentSampling | None = None
+        self.latent_seeds: torch.Tensor | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -77,6 +84,10 @@ class SllmCache(Cache):
     def num_positions(self) -> torch.Tensor:
         """`(batch,)` length of the decoder's stream: the tokens, and a prefix for each sentence begun."""
         return self.num_tokens + self.config.prefix_length * (self.num_sentences + 1)
+
+    def seeds_of_rows(self, batch_size: int) -> list[int]:
+        """The seeds of the latents of each row."""
+        return [0] * batch_size if self.latent_seeds is None else self.latent_seeds.tolist()
 
     # What the forward pass does, in this order.
 

@@ -8,6 +8,12 @@ from transformers import PreTrainedConfig
 
 from .validation_backbone import check_backbone, check_part
 
+# The entries of fields that are mappings which are words, and those that there are.
+WORDS = {
+    "type": ("linear", "mse", "flow", "diffusion"),
+    "schedule": ("cosine", "quadratic", "sigmoid"),
+}
+
 
 def value_errors(config_class):
     """Makes a strict config class raise `ValueError` when it is built with a field that cannot be."""
@@ -42,6 +48,12 @@ def check_config(config: PreTrainedConfig) -> None:
             f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
             '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
         )
+    if "text_config" in config.sub_configs and not config.has_linear_predictor and config.next_latent_weight > 0:
+        raise ValueError(
+            f"`next_latent_weight` is {config.next_latent_weight}: a `latent_predictor` of type "
+            f"{config.latent_predictor['type']!r} samples latents, and `sentences_at_once` needs the ones that a map "
+            "gives: leave one of both out."
+        )
     if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:
         raise ValueError(
             f"`kl_max_bits` is {config.kl_max_bits}: it must be above `kl_free_bits`, {config.kl_free_bits}, or no KL "
@@ -72,11 +84,13 @@ def check_entries(group: str, entries: dict, defaults: dict, old_names: dict) ->
         raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
     old = {key: f" (or `{name}`)" for name, (its_group, key) in old_names.items() if its_group == group}
     for key, value in entries.items():
-        most = 1.0 if group == "dropout" and key != "latent_noise" else math.inf
+        most = 1.0 if (group == "dropout" and key != "latent_noise") or key == "unconditional" else math.inf
         is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
         says = f"a number from 0 {'up' if most == math.inf else 'to 1'}"
-        if group == "memory":
+        if type(defaults[key]) is int or group == "memory":
             is_right, says = type(value) is int and value >= 1, "a whole number of at least 1"
+        if key in WORDS:
+            is_right, says = value in WORDS[key], f"one of {', '.join(WORDS[key])}"
         if not is_right and not (value is None and defaults[key] is None):
             raise ValueError(f"`{group}.{key}`{old.get(key, '')} is {value!r}: it must be {says}.")
 

@@ -152,6 +152,20 @@ def check_generation(
         )
 
 
+def check_latent_options(config: PreTrainedConfig, options: dict[str, Any]) -> None:
+    """Refuses options of sampling latents that cannot be, or where nothing is sampled."""
+    for name, value in options.items():
+        if config.has_linear_predictor or config.latent_predictor["type"] == "mse":
+            raise ValueError(
+                f"`{name}` is {value}, and the latents of this model are not sampled: leave it out, or train a model "
+                "whose `latent_predictor` has the type `flow` or `diffusion`."
+            )
+        is_whole, least = name in ("latent_steps", "latent_seed"), int(name == "latent_steps")
+        kinds = int if is_whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+            raise ValueError(f"`{name}` is {value!r}: it must be a {'whole ' * is_whole}number of at least {least}.")
+
+
 def check_sentence_loop(input_ids: torch.Tensor, cache: Any, streamer: Any, synced_gpus: bool) -> None:
     """Refuses what the sentence loop cannot do and transformers' own loop can."""
     if cache is None:

@@ -65,6 +65,7 @@ OPTIONS = {
     "clauses": {"clause_token_ids": [11, 12, 13, 14, 15, 16, 17, 18], "min_clause_length": 3},
     "stop_head": {"stop_head": True},
     "kl": {"kl_weight": 0.1},
+    "flow": {"latent_predictor": {"type": "flow", "num_layers": 1, "steps": 3}},
     "memory": {"memory": {"num_layers": 2}, "num_latents": 3, "pooling": "parts", "decoder_context_length": 3},
 }
 
@@ -86,12 +87,13 @@ def tiny_sllm(name: str = "llama", seed: int = 0, **options) -> SllmForCausalLM:
     backbone = tiny_backbone(name, seed)
     model = SllmForCausalLM.from_backbone(backbone, **settings)
     # What the backbone makes of the sentences must matter to what is written.
-    for linear in (model.model.latent_input, model.model.latent_output, model.model.sentence_decoder.latent_prefix):
-        linear.weight.data.normal_(std=0.3)
     # What begins at zero must matter as well.
+    scales = {"latent_input.weight": 0.3, "latent_output.weight": 0.3, "latent_prefix.weight": 0.3}
+    scales |= {"latent_out.weight": 0.3, "modulation.weight": 0.3, "read_output.weight": 0.1, "state_gate": 0.1}
     for name, parameter in model.named_parameters():
-        if name.endswith(("read_output.weight", "state_gate")):
-            parameter.data.normal_(std=0.1)
+        for ending, scale in scales.items():
+            if name.endswith("." + ending):
+                parameter.data.normal_(std=scale)
     return model.eval()
 
 

@@ -10,8 +10,11 @@ from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
-# The modules of an `SllmModel` around its backbone.
-AROUND_BACKBONE = ["sentence_encoder", "sentence_decoder", "latent_input", "latent_output", "start_latents"]
+# The modules of an `SllmModel` around its backbone, if its config has them.
+AROUND_BACKBONE = [
+    "sentence_encoder", "sentence_decoder",
+    "latent_input", "latent_output", "start_latents", "memory", "latent_predictor",
+]  # fmt: skip
 
 # The modules of an `SllmForCausalLM` around its `SllmModel`, if its config has them.
 HEADS = ["shortlist_head", "next_latent_head"]
@@ -69,7 +72,9 @@ def add_lora(model: Any, fields: dict[str, Any], output_dir: Path) -> Any:
     within = r".*language_model\..*" if is_sllm else ".*"
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": rf"{within}\.({'|'.join(sorted(linear))})"}
     if is_sllm:
-        defaults["modules_to_save"] = AROUND_BACKBONE
+        defaults["modules_to_save"] = [
+            name for name in AROUND_BACKBONE if getattr(model.model, name, None) is not None
+        ]
     else:  # a baseline has nothing around it
         fields = {name: value for name, value in fields.items() if name != "modules_to_save"}
     try:

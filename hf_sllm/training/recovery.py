@@ -1,8 +1,8 @@
 """Recovery: of what a window of tokens loses, the share that the sentence level brings back.
 
-Three models are trained on the same tokens: a token-level one that sees everything, the same with the decoder's window,
-and the SLLM. The token-level ones have the shape of the SLLM's decoder, or are its pretrained backbone. With the nats
-per token of each on held-out texts,
+Three models are trained on the same tokens: a token-level one that sees everything, the same with the decoder's
+window, and the SLLM. The token-level ones have the shape of the SLLM's decoder, or are its pretrained backbone. With
+the nats per token of each on held-out texts,
 
     recovery = (window - SLLM) / (window - full context).
 

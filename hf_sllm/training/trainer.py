@@ -20,6 +20,7 @@ NEW_PARTS = {
     "latent_input",
     "latent_norm",
     "latent_output",
+    "latent_predictor",
     "latent_prefix",
     "latent_queries",
     "memory",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import option_model, padded, random_ids, tiny_sllm
 
-OPTIONS = ["default", "sentence_alone", "short_context", "memory", "paper"]
+OPTIONS = ["default", "sentence_alone", "short_context", "memory", "flow", "paper"]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 

@@ -13,7 +13,7 @@ from hf_sllm import SllmForCausalLM
 from hf_sllm.data import train_tokenizer
 
 GREEDY = {"do_sample": False, "max_new_tokens": 40}
-OPTIONS = ["default", "sentence_alone", "short_context", "clauses", "memory", "paper"]
+OPTIONS = ["default", "sentence_alone", "short_context", "clauses", "memory", "flow", "paper"]
 
 
 def greedy_by_hand(model, token_ids, steps: int) -> torch.Tensor:

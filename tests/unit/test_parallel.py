@@ -108,7 +108,7 @@ def latents_by_hand(model, text, ahead):
     predicted = []
     for _ in range(1 + ahead):
         state = model.model.language_model(inputs_embeds=inputs[None]).last_hidden_state[0, -1:]
-        predicted.append(model.model.latents_from(state)[0])
+        predicted.append(model.model.latents_from(state, torch.zeros(1, 1, dtype=torch.long))[0])
         inputs = torch.cat([inputs, model.next_latent_head(state)])
     return torch.stack(predicted)
 
@@ -270,7 +270,8 @@ def start_ahead(model, ahead):
     for _ in range(ahead):
         state = model.model.language_model(inputs_embeds=inputs[None]).last_hidden_state[0, -1:]
         inputs = torch.cat([inputs, model.next_latent_head(state)])
-    return model.model.latents_from(model.model.language_model(inputs_embeds=inputs[None]).last_hidden_state[0, -1:])
+    state = model.model.language_model(inputs_embeds=inputs[None]).last_hidden_state[:, -1:]
+    return model.model.latents_from(state, torch.full((1, 1), ahead))[0]
 
 
 def alone(model, latents, sentence):
