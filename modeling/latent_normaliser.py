@@ -6,7 +6,9 @@ from torch import nn
 
 # Of a standard normal, the distance between its quartiles.
 NORMAL_QUARTILES = 1.349
-# A component that hardly varies stays as small as it is: what it says is noise.
+# Where most sentences are alike, the quartiles lie close together, however far away the others are: then so much of the
+# standard deviation counts. And a component that hardly varies stays as small as it is: what it says is noise.
+LEAST_DEVIATIONS = 0.2
 LEAST_SCALE = 1e-4
 
 
@@ -35,7 +37,8 @@ class LatentNormaliser(nn.Module):
             return
         quartiles = torch.tensor([0.25, 0.5, 0.75], device=latents.device)
         low, median, high = torch.quantile(latents.float(), quartiles, dim=0)
-        scale = ((high - low) / NORMAL_QUARTILES).clamp(min=LEAST_SCALE)
+        deviation = latents.float().std(0)
+        scale = torch.maximum((high - low) / NORMAL_QUARTILES, LEAST_DEVIATIONS * deviation).clamp(min=LEAST_SCALE)
         weight = torch.where(self.batches_seen == 0, 1.0, self.momentum)
         self.center.lerp_(median.to(self.center.dtype), weight)
         self.scale.lerp_(scale.to(self.scale.dtype), weight)
