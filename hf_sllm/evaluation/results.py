@@ -41,6 +41,8 @@ class Side:
         parameters: How many.
         figures: What was measured, by measure.
         failures: Why a measure could not be taken, by measure.
+        samples_latents: Whether it samples the latents of each sentence. Then its bits are those of one sample: on
+            average no fewer than those of the text, which cannot be computed.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Side:
     parameters: int
     figures: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    samples_latents: bool = False
 
     @property
     def label(self) -> str:
@@ -99,6 +102,7 @@ class Evaluation:
                 Side(
                     **{name: side[name] for name in ("name", "model_type", "parameters", "failures")},
                     figures={measure: _attributes(figures) for measure, figures in side["figures"].items()},
+                    samples_latents=side.get("samples_latents", False),
                 )
                 for side in values["sides"]
             ]

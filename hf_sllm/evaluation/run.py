@@ -24,6 +24,7 @@ from hf_sllm.data.statistics import sentence_rule
 
 from .bits_per_byte import by_sentence_length, entropy_floor, total_bits
 from .context import context_use, needle
+from .latent_prediction import latent_prediction
 from .likelihood import default_window, score_documents
 from .parallel import parallel_cost
 from .reconstruction import reconstruction
@@ -89,7 +90,8 @@ def evaluate(
         stride=stride,
         seed=seed,
         sides=[
-            Side(name, one.config.model_type, one.num_parameters()) for name, one in zip(names, models, strict=True)
+            Side(name, one.config.model_type, one.num_parameters(), samples_latents=samples_latents(one.config))
+            for name, one in zip(names, models, strict=True)
         ],
         versions={name: version(name) for name in VERSIONS_OF},
     )
@@ -113,6 +115,12 @@ def _load(name: str) -> PreTrainedModel:
     is_vae = not is_adapter and AutoConfig.from_pretrained(name).model_type == "sentence_vae"
     model: Any = (AutoModel if is_vae else AutoModelForCausalLM).from_pretrained(name, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def samples_latents(config: PreTrainedConfig) -> bool:
+    """Whether such a model samples the latents of sentences, so that its likelihood is that of a sample."""
+    predictor = getattr(config, "latent_predictor", None) or {"type": "linear"}
+    return predictor["type"] in ("flow", "diffusion")
 
 
 def _rules(
@@ -213,6 +221,17 @@ def _shortlist(model: PreTrainedModel, given: Settings) -> Any:
     )
 
 
+def _latent_prediction(model: PreTrainedModel, given: Settings) -> Any:
+    return latent_prediction(
+        model,
+        given.tokenizer,
+        given.documents,
+        batch_size=given.batch_size,
+        seed=given.seed,
+        progress=given.progress,
+    )
+
+
 def _parallel(model: PreTrainedModel, given: Settings) -> Any:
     return parallel_cost(model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress)
 
@@ -226,6 +245,7 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "reconstruction": _reconstruction,
     "shortlist": _shortlist,
     "parallel": _parallel,
+    "latent_prediction": _latent_prediction,
 }
 
 # Measures taken by default only where the config gives this loss a weight: without it most models cannot be measured.
@@ -233,4 +253,5 @@ LOSS_OF = {
     "reconstruction": "reconstruction_weight",
     "shortlist": "bag_of_words_weight",
     "parallel": "next_latent_weight",
+    "latent_prediction": "latent_prediction_weight",
 }

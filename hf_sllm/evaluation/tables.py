@@ -21,6 +21,12 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
     )
     for side in found.sides:
         console.print(f"{side.name}: {side.model_type}, {side.parameters:,} parameters", highlight=False)
+        if side.samples_latents:
+            console.print(
+                f"{side.name} samples the latents of sentences: its bits are of one sample, on average no fewer than "
+                "those of the text itself.",
+                highlight=False,
+            )
     for measure, (title, lines_of) in TABLES.items():
         sides = [side for side in found.sides if measure in side.figures]
         if sides:
@@ -188,6 +194,24 @@ def parallel_lines(figures: Any) -> list[Line]:
     return [*lines, ("tokens", figures.tokens, ",d"), ("sentences", figures.sentences, ",d")]
 
 
+def latent_prediction_lines(figures: Any) -> list[Line]:
+    """The model's predictions, and those that know nothing."""
+    names = {"predicted": "predicted", "mean": "the mean of all", "before": "the sentence before"}
+    lines: list[Line] = []
+    for way in figures.ways:
+        lines.append((f"{names[way.way]}: told from others", way.contrastive, ".1%"))
+        lines.append((f"  standard error, {names[way.way]}", way.contrastive_error, ".1%"))
+        lines.append((f"  distance, {names[way.way]}", way.distance, ".3f"))
+        lines.append((f"  distance when written, {names[way.way]}", way.round_trip, ".3f"))
+    return [
+        *lines,
+        ("distance of the sentence itself when written", figures.own_round_trip, ".3f"),
+        ("likeness to what was said, against the sentence's", figures.paraphrase, ".2f"),
+        ("sentences", figures.sentences, ",d"),
+        ("  written", figures.written, ",d"),
+    ]
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "likelihood": ("Likelihood", likelihood_lines),
     "context": ("Use of context: predicting a sentence after more or fewer of those before it", context_lines),
@@ -196,5 +220,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[Line]]]] = {
     "brier": ("BrierLM: samples of the next tokens", brier_lines),
     "reconstruction": ("Reconstruction: sentences written back from their latents", reconstruction_lines),
     "shortlist": ("Shortlist: whether the text is on the lists", shortlist_lines),
+    "latent_prediction": ("Latents of the next sentence, foretold", latent_prediction_lines),
     "parallel": ("Sentences by themselves, from latents predicted so far ahead", parallel_lines),
 }
