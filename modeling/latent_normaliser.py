@@ -6,8 +6,8 @@ from torch import nn
 
 # Of a standard normal, the distance between its quartiles.
 NORMAL_QUARTILES = 1.349
-# Where most sentences are alike, the quartiles lie close together, however far away the others are: then so much of the
-# standard deviation counts. And a component that hardly varies stays as small as it is: what it says is noise.
+# Where most sentences are alike, the quartiles lie close together, however far away the others are: then so much of
+# the standard deviation counts. And a component that hardly varies stays as small as it is: what it says is noise.
 LEAST_DEVIATIONS = 0.2
 LEAST_SCALE = 1e-4
 

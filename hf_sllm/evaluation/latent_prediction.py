@@ -110,7 +110,7 @@ def latent_prediction(
         own, predicted, before, number = own[kept], predicted[kept], before[kept], number[kept]
         if len(number.unique()) < 2:
             raise ValueError("`documents` has fewer than two of at least two sentences each: there are no others.")
-        normaliser = LatentNormaliser(own.shape[1:]).to(own.device)
+        normaliser = LatentNormaliser((config.num_latents, config.latent_size)).to(own.device)
         normaliser.observe(own)
 
         def standard(latents: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,8 @@ def latent_prediction(
             written = model.decode_latents(latents[:MOST_WRITTEN])  # type: ignore[operator]
             return _distance(standard(_encode(model, written)), standard(own)[:MOST_WRITTEN])
 
-        ways = {"predicted": predicted, "mean": normaliser.center.expand_as(own), "before": before}
+        mean: Any = normaliser.center
+        ways = {"predicted": predicted, "mean": mean.expand_as(own), "before": before}
         found = []
         for way, latents in ways.items():
             share, error = _contrastive(standard(latents), standard(own), number)

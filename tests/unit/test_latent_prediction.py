@@ -14,7 +14,7 @@ from hf_sllm.evaluation import evaluate
 from hf_sllm.evaluation.latent_prediction import _contrastive, _paraphrase, latent_prediction
 from hf_sllm.evaluation.tables import print_evaluation
 
-WORDS = "goat hat key moon pear rose ship tree wind yak".split()
+WORDS = ["goat", "hat", "key", "moon", "pear", "rose", "ship", "tree", "wind", "yak"]
 DOCUMENTS = [
     {"text": " ".join(f"The {WORDS[(3 * row + n * n) % 10]} saw a {WORDS[(row + 7 * n) % 10]}." for n in range(5))}
     for row in range(12)
