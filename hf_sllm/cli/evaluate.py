@@ -127,3 +127,21 @@ def inspect(
             output.mkdir(parents=True, exist_ok=True)
             health.save(output / "latents.json")
             plot_latents(health, output / "latents.png", model)
+
+
+@app.command()
+def lens(
+    model: Annotated[str, typer.Argument(help="Path or name of an SLLM.")],
+    text: Annotated[str, typer.Argument(help="Some sentences.")],
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Write from the latents alone, without the tokens before.")
+    ] = False,
+) -> None:
+    """Show for each sentence of a text what each layer of the backbone would say in its place."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.inspection import print_lens, sentence_lens
+
+        logging.disable_progress_bar()
+        print_lens(sentence_lens(*load_with_latents(model), text, alone), Console())

@@ -4,9 +4,19 @@
 """
 
 from .findings import findings
+from .lens import LensSentence, print_lens, sentence_lens
 from .plots import plot_latents
 from .results import LatentHealth
 from .run import inspect_latents
 from .tables import print_latents
 
-__all__ = ["LatentHealth", "findings", "inspect_latents", "plot_latents", "print_latents"]
+__all__ = [
+    "LatentHealth",
+    "LensSentence",
+    "findings",
+    "inspect_latents",
+    "plot_latents",
+    "print_latents",
+    "print_lens",
+    "sentence_lens",
+]
