@@ -24,7 +24,8 @@ class SllmConfig(SentenceVaeConfig):
             `latent_predictor.py`. Its `type` is `"linear"`, a map, which is the default; `"mse"`, the mean told by a
             network; or `"flow"` or `"diffusion"`, which sample one of the ways in which a text can go on. The network
             has `num_layers`; its loss counts `weight`; a share `unconditional` of the sentences trains it without the
-            state, for guidance. By default `steps`, `guidance_scale` and `noise_scale` are those of `LatentSampling`;
+            state, for guidance; a share `own_inputs` of the sentences that the backbone reads are its own predictions,
+            for `predict_ahead`. By default `steps`, `guidance_scale` and `noise_scale` are those of `LatentSampling`;
             `schedule` is diffusion's, `"cosine"`, `"quadratic"` or `"sigmoid"`.
         decoder_context_length (`int`): As in `SentenceVaeConfig`; here the decoder by default sees 64 positions back.
         reconstruction_weight (`float`): Weight in training of reconstructing each sentence from its own latent.
@@ -48,6 +49,7 @@ class SllmConfig(SentenceVaeConfig):
             "num_layers": 2,
             "weight": 1.0,
             "unconditional": 0.15,
+            "own_inputs": 0.0,
             "steps": 20,
             "guidance_scale": 1.0,
             "noise_scale": 1.0,

@@ -41,6 +41,7 @@ from .validation_inputs import (
     check_length,
     check_mask,
     check_positions,
+    check_predict_ahead,
     check_unknown,
     warn_of_attentions,
 )
@@ -204,7 +205,7 @@ class SllmModel(SllmPreTrainedModel):
         seeds = [0] * len(states) if cache is None else cache.seeds_of_rows(len(states))
         sampling = None if cache is None else cache.latent_sampling
         if sampling is None:
-            sampling = LatentSampling(*(self.config.latent_predictor[name] for name in LatentSampling._fields))
+            sampling = self.latent_sampling()
         noise = sentence_noise(seeds, position_ids, shape)
         sampled = self.latent_predictor.sample(states.flatten(0, 1), noise.flatten(0, 1), sampling)
         return sampled.to(states.dtype).view_as(noise)
@@ -446,7 +447,11 @@ class SllmModel(SllmPreTrainedModel):
         """
         begins = cache is None or cache.is_empty
         padded, sentence_mask = pad_rows(latents, layout.sentence_row[layout.sentence_closed], len(layout.mask))
-        padded, position_ids, embeds, states = self._read_latents(padded, sentence_mask, cache, begins)
+        learns = self.training and cache is None and not self.config.has_linear_predictor
+        read = self._with_own_predictions(padded, sentence_mask) if learns else padded
+        read, position_ids, embeds, states = self._read_latents(read, sentence_mask, cache, begins)
+        if begins:
+            padded = torch.cat([read[:, :1], padded], 1)  # after the start's
         written = None
         if self.memory is not None:
             written = self.memory.write(padded), position_ids
@@ -456,7 +461,7 @@ class SllmModel(SllmPreTrainedModel):
         next_latents = None
         if begins and self.config.next_latent_weight > 0:
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
-        if self.training and cache is None and not self.config.has_linear_predictor:
+        if learns:
             # The decoder learns from what was encoded, and the predictor to say it. Of a sentence that stays open it
             # reads what is most usual.
             cost = self.latent_predictor.loss(states[:, :-1][sentence_mask], latents)
@@ -464,6 +469,22 @@ class SllmModel(SllmPreTrainedModel):
             is_closed = F.pad(sentence_mask, (0, 1))[..., None, None]
             return torch.where(is_closed, torch.cat([padded[:, 1:], usual], 1), usual), written, next_latents, cost
         return self.latents_from(states, position_ids, cache), written, next_latents, None
+
+    @torch.no_grad()
+    def _with_own_predictions(self, latents: torch.Tensor, sentence_mask: torch.Tensor) -> torch.Tensor:
+        """Latents `(batch, sentences, num_latents, latent_size)`, a share of them replaced by what is predicted."""
+        share = self.config.latent_predictor["own_inputs"]
+        if share == 0:
+            return latents
+        states = self._read_latents(latents, sentence_mask, None, True)[-1][:, :-1].flatten(0, 1)
+        noise = torch.randn_like(latents, dtype=torch.float32).flatten(0, 1)
+        predicted = self.latent_predictor.sample(states, noise, self.latent_sampling()).to(latents.dtype)
+        is_own = torch.rand(sentence_mask.shape, device=latents.device) < share
+        return torch.where(is_own[..., None, None], predicted.view_as(latents), latents)
+
+    def latent_sampling(self) -> LatentSampling:
+        """How latents are sampled where nothing else is said."""
+        return LatentSampling(*(self.config.latent_predictor[name] for name in LatentSampling._fields))
 
     def said_before(self, cache: SllmCache) -> torch.Tensor:
         """`(batch, width)` sum of the embeddings of the tokens of the open sentences."""
@@ -554,6 +575,42 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
     @wraps(SllmModel.encode_sentences)
     def encode_sentences(self, *args, **kwargs):
         return self.model.encode_sentences(*args, **kwargs)
+
+    @torch.no_grad()
+    def predict_ahead(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        count: int = 1,
+        latent_seed: int = 0,
+    ) -> torch.Tensor:
+        """Latents `(batch, count, num_latents, latent_size)` of the sentences to come, of which none is written: the
+        backbone reads its own predictions (continuous inference, arXiv 2505.22202). `decode_latents` writes them.
+
+        Args:
+            input_ids: `(batch, length)`, whole sentences: tokens after the last one that is closed are left out.
+            attention_mask: `(batch, length)`, 0 for padding.
+            count: Sentences to predict.
+            latent_seed: Of each row's noise, where latents are sampled.
+
+        Raises:
+            ValueError: If `count` is below 1, or the model's predictions are not what its backbone reads.
+        """
+        check_predict_ahead(self.config, count)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        layout, latents = self.model.encode_all(input_ids, mask, None)
+        closed = layout.sentence_closed
+        latents, is_sentence = pad_rows(latents[closed], layout.sentence_row[closed], len(input_ids))
+        cache, predicted = SllmCache(self.config), []
+        cache.latent_seeds = torch.full((len(input_ids),), latent_seed, device=input_ids.device)
+        cache.num_sentences = torch.zeros_like(cache.latent_seeds)
+        for number in range(count):
+            *_, states = self.model._read_latents(latents, is_sentence, cache, begins=number == 0)
+            cache.num_sentences = cache.num_sentences + is_sentence.sum(1)
+            latents = self.model.latents_from(cache.sentence_state[:, None], cache.num_sentences[:, None], cache)
+            is_sentence = torch.ones_like(latents[:, :, 0, 0], dtype=torch.bool)
+            predicted.append(latents)
+        return torch.cat(predicted, 1)
 
     @wraps(SllmModel.predict_next_latents)
     def predict_next_latents(self, *args, **kwargs):

@@ -14,6 +14,9 @@ WORDS = {
     "schedule": ("cosine", "quadratic", "sigmoid"),
 }
 
+# Entries of other fields than `dropout` that are shares as well.
+SHARES = ("unconditional", "own_inputs")
+
 
 def value_errors(config_class):
     """Makes a strict config class raise `ValueError` when it is built with a field that cannot be."""
@@ -84,7 +87,7 @@ def check_entries(group: str, entries: dict, defaults: dict, old_names: dict) ->
         raise ValueError(f"`{group}` has {', '.join(unknown)}: it has {', '.join(defaults)}.")
     old = {key: f" (or `{name}`)" for name, (its_group, key) in old_names.items() if its_group == group}
     for key, value in entries.items():
-        most = 1.0 if (group == "dropout" and key != "latent_noise") or key == "unconditional" else math.inf
+        most = 1.0 if (group == "dropout" and key != "latent_noise") or key in SHARES else math.inf
         is_right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
         says = f"a number from 0 {'up' if most == math.inf else 'to 1'}"
         if type(defaults[key]) is int or group == "memory":

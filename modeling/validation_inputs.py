@@ -166,6 +166,17 @@ def check_latent_options(config: PreTrainedConfig, options: dict[str, Any]) -> N
             raise ValueError(f"`{name}` is {value!r}: it must be a {'whole ' * is_whole}number of at least {least}.")
 
 
+def check_predict_ahead(config: PreTrainedConfig, count: int) -> None:
+    """Refuses to read predictions where the backbone was never trained to, and a number that cannot be."""
+    if count < 1:
+        raise ValueError(f"`count` is {count}: it must be at least 1.")
+    if config.has_linear_predictor:
+        raise ValueError(
+            "`latent_predictor` of this model is a map, whose predictions are messages to the decoder and not what "
+            "the backbone reads: train a model with another type, and with `own_inputs` above 0."
+        )
+
+
 def check_sentence_loop(input_ids: torch.Tensor, cache: Any, streamer: Any, synced_gpus: bool) -> None:
     """Refuses what the sentence loop cannot do and transformers' own loop can."""
     if cache is None:

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from models import BOUNDARIES, option_model, random_ids, tiny_backbone, tiny_sllm
+from models import BOUNDARIES, option_model, padded, random_ids, tiny_backbone, tiny_sllm
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from hf_sllm.modeling import SllmForCausalLM
+from hf_sllm.modeling import SllmCache, SllmForCausalLM
 from hf_sllm.modeling.latent_normaliser import LatentNormaliser
 from hf_sllm.modeling.latent_predictor import (
     LATENT_PREDICTORS,
@@ -254,3 +254,39 @@ def test_parallel_sentences_need_a_map():
 def test_options_of_generate_that_cannot_be_are_refused(option, given, message):
     with pytest.raises(ValueError, match=message):
         option_model(option).generate(random_ids(1, 5), max_new_tokens=2, **given)
+
+
+@torch.no_grad()
+def test_ahead_the_backbone_reads_its_own_predictions():
+    model, rows = option_model("flow"), [random_ids(1, 40)[0], random_ids(1, 21, seed=2)[0]]
+    token_ids, mask = padded(rows, "left")
+    found = model.predict_ahead(token_ids, mask, count=3, latent_seed=4)
+    for row, ahead in zip(rows, found, strict=True):
+        latents, is_sentence = model.encode_sentences(row[None])
+        closes = model.model.segmenter.layout(row[None], torch.ones_like(row[None]).bool()).token_closes
+        latents = latents[:, : int(closes.sum())]
+        for number in range(3):
+            cache = SllmCache(model.config)
+            cache.latent_seeds = torch.tensor([4])
+            expected = model.predict_next_latents(latents, cache=cache)[:, -1:]
+            torch.testing.assert_close(ahead[None, number : number + 1], expected, rtol=1e-4, atol=1e-4)
+            latents = torch.cat([latents, expected], 1)
+
+
+def test_in_training_a_share_of_what_the_backbone_reads_is_its_own(monkeypatch):
+    model, token_ids = tiny_sllm(latent_predictor={"type": "flow", "own_inputs": 0.5}).train(), random_ids(4, 60)
+    inputs = []
+    model.model.latent_input.register_forward_hook(lambda module, given, output: inputs.append(given[0]))
+    own = torch.full((2, 32), 7.0)
+    monkeypatch.setattr(model.model.latent_predictor, "sample", lambda states, *_: own.expand(len(states), -1, -1))
+    model(token_ids, labels=token_ids).loss.backward()
+    closed = int(model.model.segmenter.layout(token_ids, torch.ones_like(token_ids).bool()).token_closes.sum())
+    first, second = ((read == 7).all(-1).sum().item() for read in inputs)
+    assert first == 0 and 0.25 * closed < second < 0.75 * closed
+
+
+def test_where_predictions_are_not_what_the_backbone_reads_nothing_is_predicted_ahead():
+    with pytest.raises(ValueError, match="`latent_predictor` of this model is a map"):
+        option_model("default").predict_ahead(random_ids(1, 20))
+    with pytest.raises(ValueError, match="`count` is 0: it must be at least 1"):
+        option_model("flow").predict_ahead(random_ids(1, 20), count=0)
