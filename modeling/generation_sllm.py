@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from .generation_ahead import write_in_parallel
 from .generation_rows import Rows, choose
-from .latent_predictor import LatentSampling
+from .latent_predictor import SETTINGS, LatentSampling
 from .stream_cache import SllmCache
 from .token_shortlist import ShortlistedHead, fit_directions
 from .validation_inputs import check_generation, check_latent_options, check_sentence_loop
@@ -194,10 +194,9 @@ def sample_latents_by(
 ) -> None:
     """Tells a cache how latents are sampled, and the seeds of its rows: those of a batch of texts, each of which
     stands there once for each future, or once for each beam. A cache that goes on keeps the seeds it has."""
-    defaults = cache.config.latent_predictor
-    cache.latent_sampling = LatentSampling(
-        *(getattr(generation_config, f"latent_{name}", defaults[name]) for name in LatentSampling._fields)
-    )
+    told = {name: getattr(generation_config, f"latent_{name}", None) for name in SETTINGS}
+    told = {name: value for name, value in told.items() if value is not None}
+    cache.latent_sampling = LatentSampling.of(cache.config.latent_predictor, **told)
     seed = getattr(generation_config, "latent_seed", None)
     if seed is None and cache.latent_seeds is not None:
         return

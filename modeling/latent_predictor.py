@@ -12,7 +12,7 @@ decoder reads latents, whether encoded or predicted.
 import hashlib
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,10 @@ GUIDANCE_RESCALE = 0.7
 EPSILON_SCALE = 1.00045
 
 
+# What a config says of sampling, and `generate` may say otherwise.
+SETTINGS = ("steps", "guidance_scale", "noise_scale")
+
+
 class LatentSampling(NamedTuple):
     """How latents are sampled.
 
@@ -36,11 +40,20 @@ class LatentSampling(NamedTuple):
         steps: More of them follow the distribution better, more slowly.
         guidance_scale: Above 1, what the state says counts for more than it does.
         noise_scale: Of the noise at the beginning; below 1 the samples keep to what is likely.
+        futures: So many samples, one after the other, are of one text.
+        diversity: How strongly these push each other apart on their way, where latents follow a flow.
     """
 
     steps: int
     guidance_scale: float
     noise_scale: float
+    futures: int = 1
+    diversity: float = 0.0
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], **changes: Any) -> "LatentSampling":
+        """As a config's `latent_predictor` says, but for these changes."""
+        return cls(**{**{name: settings[name] for name in SETTINGS}, **changes})
 
 
 class LatentPredictor(nn.Module):
@@ -114,9 +127,8 @@ class FlowPredictor(LatentPredictor):
         return (self.denoiser(noisy, time, states, known) - (noise - clean)) ** 2
 
     def standard_sample(self, states: torch.Tensor, noise: torch.Tensor, sampling: LatentSampling) -> torch.Tensor:
-        return follow_flow(
-            self.estimates(states, sampling.guidance_scale), noise, sampling.steps, sampling.guidance_scale
-        )
+        velocity = self.estimates(states, sampling.guidance_scale)
+        return follow_flow(velocity, noise, *(getattr(sampling, name) for name in FLOW_SETTINGS))
 
 
 class DiffusionPredictor(LatentPredictor):
@@ -144,14 +156,49 @@ LATENT_PREDICTORS = {"mse": MsePredictor, "flow": FlowPredictor, "diffusion": Di
 Estimate = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def follow_flow(velocity: Estimate, noise: torch.Tensor, steps: int, guidance_scale: float = 1.0) -> torch.Tensor:
-    """Euler's steps from noise, at time 1, to latents, at time 0."""
+# Of a `LatentSampling`, what `follow_flow` needs.
+FLOW_SETTINGS = ("steps", "guidance_scale", "futures", "diversity")
+
+
+def follow_flow(
+    velocity: Estimate,
+    noise: torch.Tensor,
+    steps: int,
+    guidance_scale: float = 1.0,
+    futures: int = 1,
+    diversity: float = 0.0,
+) -> torch.Tensor:
+    """Euler's steps from noise, at time 1, to latents, at time 0. With `diversity`, each step also pushes the
+    `futures` of a text apart, at first by so many times its own length, and at the end not at all."""
     latents = noise
     for step in range(steps):
-        conditional, free = velocity(latents, 1 - step / steps)
+        time = 1 - step / steps
+        conditional, free = velocity(latents, time)
         along = conditional if free is None else torch.lerp(free, conditional, guidance_scale)
         latents = latents - along / steps
+        if diversity > 0:
+            of_text = (-1, futures)
+            push = repulsion(latents.flatten(1).unflatten(0, of_text))  # (texts, futures, units)
+            taken = along.flatten(1).unflatten(0, of_text).norm(dim=(1, 2), keepdim=True) / steps
+            push = push / push.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8) * taken
+            latents = latents + diversity * time * push.view_as(latents)
     return latents
+
+
+def repulsion(points: torch.Tensor, bandwidth: float = 2.0) -> torch.Tensor:
+    """What pushes `(…, N, D)` points apart, up to its length: the gradient of the sum over pairs of `r² exp(-r² / s²)`
+    (arXiv 2510.04573).
+
+    Points further apart than s attract each other. So s is twice the median distance, and not the median itself as
+    published: then half of the pairs would, and of two points none would move.
+    """
+    apart = points[..., :, None, :] - points[..., None, :, :]  # (…, N, N, D)
+    squares = apart.square().sum(-1)
+    pairs = ~torch.eye(points.shape[-2], dtype=torch.bool, device=points.device)
+    if not pairs.any():
+        return torch.zeros_like(points)
+    scale = bandwidth**2 * squares[..., pairs].median(-1).values[..., None, None].clamp(min=1e-12)
+    return (2 * (1 - squares / scale) * torch.exp(-squares / scale))[..., None].mul(apart).sum(-2)
 
 
 def undo_diffusion(

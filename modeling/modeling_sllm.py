@@ -205,7 +205,7 @@ class SllmModel(SllmPreTrainedModel):
         seeds = [0] * len(states) if cache is None else cache.seeds_of_rows(len(states))
         sampling = None if cache is None else cache.latent_sampling
         if sampling is None:
-            sampling = self.latent_sampling()
+            sampling = LatentSampling.of(self.config.latent_predictor)
         noise = sentence_noise(seeds, position_ids, shape)
         sampled = self.latent_predictor.sample(states.flatten(0, 1), noise.flatten(0, 1), sampling)
         return sampled.to(states.dtype).view_as(noise)
@@ -478,13 +478,9 @@ class SllmModel(SllmPreTrainedModel):
             return latents
         states = self._read_latents(latents, sentence_mask, None, True)[-1][:, :-1].flatten(0, 1)
         noise = torch.randn_like(latents, dtype=torch.float32).flatten(0, 1)
-        predicted = self.latent_predictor.sample(states, noise, self.latent_sampling()).to(latents.dtype)
+        predicted = self.latent_predictor.sample(states, noise, LatentSampling.of(self.config.latent_predictor))
         is_own = torch.rand(sentence_mask.shape, device=latents.device) < share
-        return torch.where(is_own[..., None, None], predicted.view_as(latents), latents)
-
-    def latent_sampling(self) -> LatentSampling:
-        """How latents are sampled where nothing else is said."""
-        return LatentSampling(*(self.config.latent_predictor[name] for name in LatentSampling._fields))
+        return torch.where(is_own[..., None, None], predicted.to(latents.dtype).view_as(latents), latents)
 
     def said_before(self, cache: SllmCache) -> torch.Tensor:
         """`(batch, width)` sum of the embeddings of the tokens of the open sentences."""
@@ -582,27 +578,39 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         count: int = 1,
+        futures: int = 1,
+        diversity: float = 0.0,
         latent_seed: int = 0,
+        **sampling: float,
     ) -> torch.Tensor:
-        """Latents `(batch, count, num_latents, latent_size)` of the sentences to come, of which none is written: the
-        backbone reads its own predictions (continuous inference, arXiv 2505.22202). `decode_latents` writes them.
+        """Latents `(batch * futures, count, num_latents, latent_size)` of the sentences to come, of which none is
+        written: the backbone reads its own predictions (continuous inference, arXiv 2505.22202). `decode_latents`
+        writes them.
 
         Args:
             input_ids: `(batch, length)`, whole sentences: tokens after the last one that is closed are left out.
             attention_mask: `(batch, length)`, 0 for padding.
             count: Sentences to predict.
-            latent_seed: Of each row's noise, where latents are sampled.
+            futures: Ways in which each text may go on, one after the other.
+            diversity: How strongly the futures of a text push each other apart, with a predictor of type `flow`.
+            latent_seed: Of a text's first future, where latents are sampled; the others have the next ones.
+            sampling: `steps`, `guidance_scale` and `noise_scale`, see `LatentSampling`.
 
         Raises:
             ValueError: If `count` is below 1, or the model's predictions are not what its backbone reads.
         """
-        check_predict_ahead(self.config, count)
+        check_predict_ahead(self.config, count, futures, diversity)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, latents = self.model.encode_all(input_ids, mask, None)
         closed = layout.sentence_closed
         latents, is_sentence = pad_rows(latents[closed], layout.sentence_row[closed], len(input_ids))
+        latents, is_sentence = latents.repeat_interleave(futures, 0), is_sentence.repeat_interleave(futures, 0)
         cache, predicted = SllmCache(self.config), []
-        cache.latent_seeds = torch.full((len(input_ids),), latent_seed, device=input_ids.device)
+        cache.latent_sampling = LatentSampling.of(
+            self.config.latent_predictor, futures=futures, diversity=diversity, **sampling
+        )
+        seeds = torch.arange(latent_seed, latent_seed + futures, device=input_ids.device)
+        cache.latent_seeds = seeds.repeat(len(input_ids))
         cache.num_sentences = torch.zeros_like(cache.latent_seeds)
         for number in range(count):
             *_, states = self.model._read_latents(latents, is_sentence, cache, begins=number == 0)

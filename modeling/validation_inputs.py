@@ -166,14 +166,20 @@ def check_latent_options(config: PreTrainedConfig, options: dict[str, Any]) -> N
             raise ValueError(f"`{name}` is {value!r}: it must be a {'whole ' * is_whole}number of at least {least}.")
 
 
-def check_predict_ahead(config: PreTrainedConfig, count: int) -> None:
-    """Refuses to read predictions where the backbone was never trained to, and a number that cannot be."""
-    if count < 1:
-        raise ValueError(f"`count` is {count}: it must be at least 1.")
+def check_predict_ahead(config: PreTrainedConfig, count: int, futures: int, diversity: float) -> None:
+    """Refuses to read predictions where the backbone was never trained to, and numbers that cannot be."""
+    for name, value in {"count": count, "futures": futures}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}: it must be at least 1.")
     if config.has_linear_predictor:
         raise ValueError(
             "`latent_predictor` of this model is a map, whose predictions are messages to the decoder and not what "
             "the backbone reads: train a model with another type, and with `own_inputs` above 0."
+        )
+    if diversity != 0 and (diversity < 0 or config.latent_predictor["type"] != "flow"):
+        raise ValueError(
+            f"`diversity` is {diversity}: it must be at least 0, and needs a `latent_predictor` of type `flow`; this "
+            f"one is {config.latent_predictor['type']!r}."
         )
 
 

@@ -13,6 +13,7 @@ from hf_sllm.modeling.latent_normaliser import LatentNormaliser
 from hf_sllm.modeling.latent_predictor import (
     LATENT_PREDICTORS,
     follow_flow,
+    repulsion,
     sentence_noise,
     signal_levels,
     undo_diffusion,
@@ -290,3 +291,29 @@ def test_where_predictions_are_not_what_the_backbone_reads_nothing_is_predicted_
         option_model("default").predict_ahead(random_ids(1, 20))
     with pytest.raises(ValueError, match="`count` is 0: it must be at least 1"):
         option_model("flow").predict_ahead(random_ids(1, 20), count=0)
+
+
+@pytest.mark.parametrize("count, dimensions", [(8, 2), (8, 32), (8, 512), (2, 32)])
+def test_futures_that_push_each_other_apart_do(count, dimensions):
+    points = torch.randn(1, count, dimensions, generator=torch.Generator().manual_seed(0))
+
+    def distances(bandwidth):
+        push = repulsion(points, bandwidth)
+        moved = points + 0.3 * push / push.norm().clamp(min=1e-8)
+        return torch.pdist(moved[0])
+
+    before, ours, published = torch.pdist(points[0]), distances(2.0), distances(1.0)
+    assert ours.mean() > before.mean() and ours.min() > before.min()
+    assert published.mean() < ours.mean()  # for those that are far apart attract each other
+    if count == 2:
+        torch.testing.assert_close(published, before)
+
+
+def test_a_future_alone_is_not_pushed_and_several_are_further_apart():
+    model, token_ids = option_model("flow"), random_ids(1, 30)
+    together, pushed = (model.predict_ahead(token_ids, futures=4, diversity=strength) for strength in (0.0, 0.5))
+    assert together.shape == (4, 1, 2, 32)
+    assert torch.pdist(pushed.flatten(1)).mean() > torch.pdist(together.flatten(1)).mean()
+    torch.testing.assert_close(model.predict_ahead(token_ids, diversity=0.5), together[:1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="`diversity` is 0.5: .* needs a `latent_predictor` of type `flow`; .*'mse'"):
+        tiny_sllm(latent_predictor={"type": "mse"}).predict_ahead(token_ids, diversity=0.5)
