@@ -174,3 +174,21 @@ def test_positions_that_generate_makes_of_a_mask_begin_one_text(at_padding):
     torch.testing.assert_close(model(token_ids, mask, position_ids).logits, expected)
     torch.testing.assert_close(model(token_ids, mask, position_ids, use_cache=True).logits, expected, **TOLERANCE)
     torch.testing.assert_close(model(token_ids[:1], position_ids=torch.arange(31)[None]).logits, expected[:1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("option", ["default", "short_context", "memory"])
+def test_short_texts_share_the_decoders_rows(option):
+    model, shapes = option_model(option), []
+    decoder = model.model.sentence_decoder.model
+    decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
+    )
+    texts = [random_ids(1, length, seed=length)[0] for length in (40, 3, 12, 5, 9, 1)]
+    alone = [model(text[None]).logits[0] for text in texts]
+    longest = shapes[0][1]
+    shapes.clear()
+    torch.testing.assert_close(
+        model(torch.cat(texts)[None], position_ids=positions(texts)).logits[0], torch.cat(alone), **TOLERANCE
+    )
+    assert [shape[:2] for shape in shapes] == [(2, longest)]
