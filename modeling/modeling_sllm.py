@@ -62,7 +62,7 @@ class SllmModelOutput(BaseModelOutputWithPast):
         latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row; this and what follows only
             of texts from their beginning.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
-        layout: The sentences.
+        layout: The sentences. Of several texts in one row, each is a row of its own here.
         token_embeds: `(N, width)` of the tokens that the decoder reads.
         next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
             for them, `(C, width)`; with a `next_latent_weight`.
@@ -247,7 +247,9 @@ class SllmModel(SllmPreTrainedModel):
         Args:
             input_ids: `(batch, length)`; those after the ones in the cache.
             attention_mask: `(batch, length)`, 0 for padding; what the cache holds may come before.
-            position_ids: `(batch, length)`; only checked, since positions follow from the mask.
+            position_ids: `(batch, length)`. They count up from 0. Without a cache another text begins in a row where
+                they begin again at 0, or where `seq_idx`, `(batch, length)`, or `cu_seq_lens_q`, the bounds of the
+                texts of a single row, among the `kwargs` say so. What comes back is laid out as what came in.
             sentence_ids: `(batch, length)` explicit sentences, see `SentenceSegmenter.layout`; not with a cache.
             past_key_values: The cache.
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:

@@ -85,8 +85,8 @@ def print_training(found: TrainingReport, console: Console) -> None:
     table.add_row("backbone", f"{speed.backbone:,.0f}", "", f"{parameters['backbone']:,}")
     name = f"SLLM, decoder of {found.decoder_layers} layers"
     table.add_row(name, f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{parameters['SLLM']:,}")
-    table.add_row("SLLM, uneven texts, padded", f"{speed.padded:,.0f}", "", "")
-    table.add_row("SLLM, the same texts, packed", f"{speed.packed:,.0f}", f"{speed.packing_ratio:.2f} of padded", "")
+    table.add_row("SLLM, shorter texts padded", f"{speed.padded:,.0f}", "", "")
+    table.add_row("SLLM, shorter texts packed", f"{speed.packed:,.0f}", f"{speed.packing_ratio:.2f} of padded", "")
     console.print(table)
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from models import OPTIONS, option_model, padded, random_ids, tiny_sllm
+from models import BOUNDARIES, OPTIONS, option_model, padded, random_ids, tiny_backbone, tiny_sllm
 from transformers import DataCollatorWithFlattening
+
+from hf_sllm.modeling import SentenceVaeModel
 
 LENGTHS = (31, 7, 1, 22)
 TEXTS = [random_ids(1, length, seed=length)[0] for length in LENGTHS]
@@ -192,3 +194,18 @@ def test_short_texts_share_the_decoders_rows(option):
         model(torch.cat(texts)[None], position_ids=positions(texts)).logits[0], torch.cat(alone), **TOLERANCE
     )
     assert [shape[:2] for shape in shapes] == [(2, longest)]
+
+
+def test_a_sentence_vae_reads_texts_as_in_rows_of_their_own():
+    model = SentenceVaeModel.from_backbone(tiny_backbone(), boundary_token_ids=BOUNDARIES, stop_head=True)
+    token_ids, mask = padded(TEXTS, "right")
+    rows = model(token_ids, mask, labels=token_ids.masked_fill(mask == 0, -100), output_hidden_states=True)
+    batch = flattened(return_seq_idx=True)
+    batch["labels"] = batch["input_ids"]  # here the first token of a text is scored too
+    outputs = model(**batch, output_hidden_states=True)
+    torch.testing.assert_close(outputs.loss, rows.loss, **TOLERANCE)
+    for name in ("logits", "stop_logits"):
+        torch.testing.assert_close(outputs[name][0], rows[name][mask.bool()], **TOLERANCE)
+    torch.testing.assert_close(outputs.hidden_states[-1][0], rows.hidden_states[-1][mask.bool()], **TOLERANCE)
+    with pytest.raises(TypeError, match="no argument label_smoothing"):
+        model(**batch, label_smoothing=batch["labels"])
