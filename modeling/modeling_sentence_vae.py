@@ -18,8 +18,9 @@ from .sentence_decoder import SentenceDecoder, reconstruction_states, write_gree
 from .sentence_encoder import SentenceEncoder
 from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_attention import each
+from .stream_texts import find_texts
 from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
-from .validation_inputs import check_inputs, check_labels, check_mask, warn_of_attentions
+from .validation_inputs import check_inputs, check_labels, check_mask, check_unknown, warn_of_attentions
 
 
 @dataclass
@@ -211,6 +212,8 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
         output_hidden_states: bool | list[int] | None = None,
         return_dict: bool | None = None,
         skip_logits: bool = False,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: torch.Tensor,
     ) -> SentenceVaeOutput | tuple:
         """
         Args:
@@ -223,12 +226,21 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             output_attentions: None are returned; if true a warning says so.
             output_hidden_states: Whether to return the decoder's hidden states, or of which layers.
             skip_logits: Return no logits: the loss is computed in chunks, and all of them never exist at once.
+            position_ids: `(batch, length)`; another text begins in a row where they begin again at 0, or where
+                `seq_idx` or `cu_seq_lens_q` among the `kwargs` say so.
         """
         warn_of_attentions(output_attentions)
         check_labels(labels, skip_logits)
+        given = input_ids if input_ids is not None else inputs_embeds
+        texts = find_texts(given, attention_mask, position_ids, kwargs)
+        if texts is not None:
+            input_ids, inputs_embeds, sentence_ids, labels = texts.unpack(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, sentence_ids=sentence_ids, labels=labels
+            )
+            attention_mask = texts.mask
+        check_unknown(kwargs)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
-        device = (input_ids if input_ids is not None else inputs_embeds).device
-        mask = check_mask(attention_mask, shape, device)
+        mask = check_mask(attention_mask, shape, given.device)
         overlooked = self.config.boundary_dropout if self.training else 0.0
         layout = self.segmenter.layout(input_ids, mask, sentence_ids, overlooked)
         embeds = self.embeds_of(layout.token_index, input_ids, inputs_embeds)  # (N, width)
@@ -255,13 +267,17 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
             if self.training and self.config.stop_head:
                 losses["stop"] = stop_loss(token_stops, layout.token_closes) / items
             loss = self.weighted_sum(losses)
+
+        def laid_out(values: torch.Tensor) -> torch.Tensor:
+            return layout.scatter(values) if texts is None else texts.pack(layout.scatter(values))
+
         output = SentenceVaeOutput(
             loss=loss,
-            logits=None if skip_logits else layout.scatter(token_logits),
+            logits=None if skip_logits else laid_out(token_logits),
             latents=latents,
-            stop_logits=None if token_stops is None else layout.scatter(token_stops),
+            stop_logits=None if token_stops is None else laid_out(token_stops),
             losses=losses,
-            hidden_states=each(layout.scatter, layers) or None,
+            hidden_states=each(laid_out, layers) or None,
         )
         return output if return_dict is not False else output.to_tuple()
 

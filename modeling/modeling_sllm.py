@@ -31,6 +31,7 @@ from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_attention import each
 from .stream_cache import SllmCache
 from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows, said_so_far, tail_of_prefill, take
+from .stream_texts import find_texts
 from .token_losses import LMHead, aligned_targets, stop_loss
 from .token_shortlist import bag_of_words_loss
 from .validation_backbone import check_window
@@ -64,7 +65,7 @@ class SllmModelOutput(BaseModelOutputWithPast):
         latents: `(C, num_latents, latent_size)` of the C sentences closed, row after row; this and what follows only
             of texts from their beginning.
         latent_statistics: Mean and log-variance of these, if the config has a KL term.
-        layout: The sentences.
+        layout: The sentences. Of several texts in one row, each is a row of its own here.
         token_embeds: `(N, width)` of the tokens that the decoder reads.
         next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
             for them, `(C, width)`; with a `next_latent_weight`.
@@ -278,7 +279,9 @@ class SllmModel(SllmPreTrainedModel):
         Args:
             input_ids: `(batch, length)`; those after the ones in the cache.
             attention_mask: `(batch, length)`, 0 for padding; what the cache holds may come before.
-            position_ids: `(batch, length)`; only checked, since positions follow from the mask.
+            position_ids: `(batch, length)`. They count up from 0. Without a cache another text begins in a row where
+                they begin again at 0, or where `seq_idx`, `(batch, length)`, or `cu_seq_lens_q`, the bounds of the
+                texts of a single row, among the `kwargs` say so. What comes back is laid out as what came in.
             sentence_ids: `(batch, length)` explicit sentences, see `SentenceSegmenter.layout`; not with a cache.
             past_key_values: The cache.
             inputs_embeds: `(batch, length, width)`, instead of the ids if there are `sentence_ids`, or beside them:
@@ -289,19 +292,28 @@ class SllmModel(SllmPreTrainedModel):
             states_to_keep: Return the states of so many last positions only; 0 is all. In a text from its beginning
                 the decoder then reads no more than these depend on, however long the text is.
         """
-        check_unknown(kwargs)
         warn_of_attentions(output_attentions)
+        texts, given = None, input_ids if input_ids is not None else inputs_embeds
         if past_key_values is not None or use_cache:
             check_cache(past_key_values, sentence_ids, inputs_embeds)
             past_key_values = SllmCache(self.config) if past_key_values is None else past_key_values
+        else:
+            texts = find_texts(given, attention_mask, position_ids, kwargs)
+        if texts is not None:
+            input_ids, inputs_embeds, sentence_ids = texts.unpack(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, sentence_ids=sentence_ids
+            )
+            attention_mask = texts.mask
+        check_unknown(kwargs)
         cache = past_key_values
         goes_on = cache is not None and not cache.is_empty
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, None if goes_on else self.config.vocab_size)
         if goes_on and attention_mask is not None:
             attention_mask = cache.newest(attention_mask, shape[1])
-        mask = check_mask(attention_mask, shape, (input_ids if input_ids is not None else inputs_embeds).device)
-        check_positions(position_ids, mask)
-        kept = min(states_to_keep, shape[1]) or shape[1]
+        mask = check_mask(attention_mask, shape, given.device)
+        if cache is not None:
+            check_positions(position_ids, mask, begins=not goes_on, cached=True)
+        kept = shape[1] if texts is not None else min(states_to_keep, shape[1]) or shape[1]
         layers = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if goes_on and cache.must_replay:
             input_ids, mask = torch.cat([cache.token_ids, input_ids], 1), torch.cat([cache.token_mask, mask], 1)
@@ -317,6 +329,10 @@ class SllmModel(SllmPreTrainedModel):
             output = SllmModelOutput(last_hidden_state=states, past_key_values=cache, token_states=states)
         else:
             output = self._read_on(input_ids, mask, cache, kept, layers)
+        if texts is not None:
+            pack = partial(texts.pack, kept=states_to_keep)
+            output.last_hidden_state, output.token_states = each(pack, (output.last_hidden_state, output.token_states))
+            output.hidden_states = each(pack, output.hidden_states or ()) or None
         return output if return_dict is not False else output.to_tuple()
 
     def _read_text(
@@ -654,9 +670,25 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         The rest is as in `SllmModel.forward`.
         """
         shift_labels = kwargs.pop("shift_labels", None)
-        check_unknown(kwargs)
         labels = shift_labels if labels is None else labels
         check_labels(labels, skip_logits, past_key_values, logits_to_keep)
+        texts = None
+        if past_key_values is None and not use_cache:
+            given = input_ids if input_ids is not None else inputs_embeds
+            texts = find_texts(given, attention_mask, position_ids, kwargs)
+        if texts is not None:
+            if shift_labels is not None:  # what follows the end of a text is another text
+                shift_labels = shift_labels.masked_fill(texts.ends, -100)
+            input_ids, inputs_embeds, sentence_ids, labels, shift_labels = texts.unpack(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                sentence_ids=sentence_ids,
+                labels=labels,
+                shift_labels=shift_labels,
+            )
+            attention_mask, position_ids = texts.mask, None
+        check_unknown(kwargs)
+        last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -667,12 +699,13 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             use_cache,
             output_attentions,
             output_hidden_states,
-            states_to_keep=logits_to_keep if isinstance(logits_to_keep, int) else 0,
+            states_to_keep=last if texts is None else 0,
         )
-        logits = None
+        pack = nn.Identity() if texts is None else partial(texts.pack, kept=last)
+        states, logits = pack(outputs.last_hidden_state), None
         if not skip_logits:
             kept = slice(None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.compute_logits(outputs.last_hidden_state[:, kept])
+            logits = self.compute_logits(states[:, kept])
         stop_logits = None
         if self.config.stop_head:
             stop_logits = self.model.sentence_decoder.stop_head(outputs.token_states).squeeze(-1)
@@ -680,46 +713,40 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         loss, losses = None, None
         if labels is not None:
             own, following = aligned_targets(outputs.layout, labels, shift_labels)
-            targets = outputs.layout.scatter(following, -100).flatten()
+            targets = pack(outputs.layout.scatter(following, -100)).flatten()
             items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            sums = self._sum_losses(outputs, logits, stop_logits, own, targets)
+            token_logits = None if logits is None else logits.flatten(0, 1)
+            sums = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits)}
+            if self.training:
+                sums.update(self._sum_training_losses(outputs, stop_logits, own))
             losses = {name: total / items for name, total in sums.items()}
             loss = self.weighted_sum(losses)
         output = SllmOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            hidden_states=each(pack, outputs.hidden_states or ()) or None,
             losses=losses,
-            stop_logits=stop_logits,
+            stop_logits=None if stop_logits is None else pack(stop_logits),
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _sum_losses(
-        self,
-        outputs: SllmModelOutput,
-        logits: torch.Tensor | None,
-        stop_logits: torch.Tensor | None,
-        own: torch.Tensor,
-        targets: torch.Tensor,
+    def _sum_training_losses(
+        self, outputs: SllmModelOutput, stop_logits: torch.Tensor | None, own: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The named terms of the loss, summed. Only `next_sentence`, without the focal factor, in evaluation.
+        """The named terms of the loss that are there in training alone, summed.
 
         Args:
+            outputs: Of texts in rows of their own.
             own: `(N,)` labels of the tokens themselves.
-            targets: `(batch * length,)` those of the tokens that follow.
         """
-        layout, states = outputs.layout, outputs.last_hidden_state
-        token_logits = None if logits is None else logits.flatten(0, 1)
-        sums = {"next_sentence": self.sum_token_loss(states.flatten(0, 1), targets, token_logits)}
-        if not self.training:
-            return sums
+        layout, sums = outputs.layout, {}
         if self.config.reconstruction_weight > 0 and len(own):
             given = (layout, outputs.token_embeds, outputs.latents, own)
             sums["reconstruction"] = self.sum_token_loss(*closed_reconstruction(self.model.sentence_decoder, *given))
         if self.config.bag_of_words_weight > 0:
             heads = (self.shortlist_head, self.lm_head, self.adjust_logits)
-            sums["bag_of_words"] = bag_of_words_loss(states, layout, own, *heads)
+            sums["bag_of_words"] = bag_of_words_loss(outputs.last_hidden_state, layout, own, *heads)
         if self.config.next_latent_weight > 0:
             sums["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head)
         if outputs.latent_prediction is not None:

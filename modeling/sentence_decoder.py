@@ -12,7 +12,7 @@ from transformers import AutoModel
 from .configuration_sentence_vae import SentenceVaeConfig
 from .sentence_encoder import all_rows, project
 from .sentence_segmentation import SentenceLayout
-from .stream_attention import States, each, run_packed, run_stream
+from .stream_attention import States, each, run_packed, run_rows, run_stream
 from .stream_cache import DecoderCache
 from .stream_layout import DecoderPositions, Stream, lay_out, pad_rows
 from .validation_inputs import check_length
@@ -66,6 +66,8 @@ class SentenceDecoder(nn.Module):
         kwargs = {} if output_hidden_states is False else {"output_hidden_states": output_hidden_states}
         if cache is None and context_length == 0:
             states, *layers = self._run_alone(inputs_embeds, positions.stream, attended, **kwargs)
+        elif cache is None and attended is None:
+            states, *layers = run_rows(self.model, inputs_embeds, positions.stream, context_length, **kwargs)
         else:
             if attended is not None and cache is not None:
                 attended = cache.attend(attended, positions.stream)

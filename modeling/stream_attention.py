@@ -87,6 +87,34 @@ def run_stream(
     return states_of(output, kwargs, lambda states: states.to(inputs_embeds.dtype))
 
 
+def run_rows(
+    model: nn.Module, inputs_embeds: torch.Tensor, stream: Stream, context_length: int, **kwargs: Any
+) -> States:
+    """As `run_stream` of a causal model, of whole rows: short ones share a row, so that little is padding."""
+    size = (stream.index >= 0).sum(1)
+    found = shared_rows(size.tolist())
+    rows, width = max(found[0]) + 1, stream.index.shape[1]
+    if rows == len(size) or attention_implementation(model.config) == "flex_attention":  # there rows lie end to end
+        return run_stream(model, inputs_embeds, stream, True, context_length, **kwargs)
+    row, number, first = torch.tensor(found, device=size.device)
+    column = torch.arange(width, device=size.device)
+    place = (row * width + first)[:, None] + column  # (rows before, width)
+    real = column < size[:, None]
+    source = place.new_full((rows * width,), -1)
+    source[place[real]] = torch.arange(place.numel(), device=size.device).view_as(place)[real]
+    source = source.view(rows, width)
+    # What shares a row is further apart than the context reaches, and has sentences of its own.
+    index = column + (first + number * context_length)[:, None]
+    sentence = stream.sentence + (number * (stream.sentence.max() + 1))[:, None]
+    shared = Stream(sentence, index, stream.position_ids, stream.prefix)
+    shared = shared.map(lambda values: values.flatten()[source.clamp(min=0)])
+    shared.index = shared.index.masked_fill(source < 0, -1)
+    embeds = inputs_embeds.flatten(0, 1)[source.clamp(min=0)]
+    states = run_stream(model, embeds, shared, True, context_length, **kwargs)
+    place = place.where(real, 0)
+    return each(lambda layer: layer.flatten(0, 1)[place], states)
+
+
 def states_of(output: Any, kwargs: dict, function: Callable) -> States:
     """What a function makes of the hidden states of an output that `kwargs` asked for."""
     return each(function, (output.last_hidden_state, *(output.hidden_states if kwargs else ())))
@@ -255,6 +283,23 @@ def padded_rows(lengths: torch.Tensor) -> torch.Tensor:
     first = of_rows.cumsum(0) - of_rows
     position = torch.arange(int(of_rows.max()), device=lengths.device)
     return (first[:, None] + position).masked_fill(position >= of_rows[:, None], -1)
+
+
+def shared_rows(sizes: list[int]) -> list[list[int]]:
+    """Where each of several rows goes if they share rows as long as the longest: the longest first, each into the
+    first row with room for it.
+
+    Returns:
+        Which row each one goes to, how many are there before it, and the position at which it begins.
+    """
+    width, taken = max(sizes), [[0, 0] for _ in sizes]  # of each row that may be needed: how many, and up to where
+    found = [[0] * len(sizes) for _ in range(3)]
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        row = next(row for row, (_, end) in enumerate(taken) if end + sizes[index] <= width)
+        for values, value in zip(found, (row, *taken[row]), strict=True):
+            values[index] = value
+        taken[row] = [taken[row][0] + 1, taken[row][1] + sizes[index]]
+    return found
 
 
 def flash_attention_kwargs(lengths: torch.Tensor) -> dict:

@@ -94,28 +94,87 @@ def check_length(position_ids: torch.Tensor, config: PreTrainedConfig, name: str
 
 # What says, beside positions that start again, where texts in one row begin: TRL and transformers send them together.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-PACKING_REMEDY = (
-    "several texts in one row would be read as one. Give each text a row of its own (in TRL `packing=False` and "
-    "`padding_free=False`); padding costs little here."
+NO_CACHE_OF_PACKED = (
+    "several texts in one row cannot be cached. Pass `use_cache=False` without `past_key_values`, or give each text a "
+    "row of its own."
 )
+COUNTING = "they count up by one, and begin again at 0 with another text. Leave them out if each row is one text."
 
 
 def check_unknown(kwargs: dict[str, Any]) -> None:
-    """Refuses arguments that a forward pass does not have; those of texts packed into one row with the remedy."""
-    packing = [name for name in PACKING if name in kwargs]
+    """Refuses arguments that a forward pass does not have, and with a cache those of several texts in one row."""
+    packing = [name for name in PACKING if kwargs.get(name) is not None]
     if packing:
-        raise ValueError(f"`{packing[0]}` was given: {PACKING_REMEDY}")
-    if kwargs:
-        raise TypeError(f"forward() has no argument {', '.join(kwargs)}.")
+        raise ValueError(f"`{packing[0]}` came with a cache: {NO_CACHE_OF_PACKED}")
+    if unknown := [name for name in kwargs if name not in PACKING]:
+        raise TypeError(f"forward() has no argument {', '.join(unknown)}.")
 
 
-def check_positions(position_ids: torch.Tensor | None, mask: torch.Tensor) -> None:
-    """Refuses several texts packed into one row, which positions that start again would mean."""
-    if position_ids is None or mask.shape[1] < 2:
+def check_positions(
+    position_ids: torch.Tensor | None, mask: torch.Tensor, begins: bool = True, cached: bool = False
+) -> None:
+    """Refuses positions that do not count up from 0.
+
+    Args:
+        position_ids: `(batch or 1, length)`; what stands at padding does not count.
+        mask: `(batch, length)` bool, true where a token is.
+        begins: Whether texts begin here. Else the cache holds what comes before.
+        cached: Whether there is a cache. Else positions may begin again at 0, where another text begins.
+    """
+    if position_ids is None or (mask.shape[1] < 2 and not begins):
         return
-    restarts = (position_ids.expand_as(mask).diff() != 1) & mask[:, 1:] & mask[:, :-1]
-    if restarts.any():
-        raise ValueError(f"`position_ids` do not count up by one within a row: {PACKING_REMEDY}")
+    if position_ids.dim() != 2 or len(position_ids) not in (1, len(mask)) or position_ids.shape[1] != mask.shape[1]:
+        raise ValueError(f"`position_ids` has shape {tuple(position_ids.shape)}: it must have {tuple(mask.shape)}.")
+    position_ids = position_ids.to(mask.device).expand_as(mask)
+    if begins:
+        wrong = (mask & (mask.cumsum(1) == 1) & (position_ids != 0)).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise ValueError(
+                f"`position_ids` begin at {int(position_ids[row, column])} in row {row}: a text begins at 0, and no "
+                "cache holds what would come before. Pass the whole text, or its beginning as `past_key_values`; or "
+                "leave `position_ids` out."
+            )
+    counts = (position_ids.diff() == 1) | ~mask[:, 1:] | ~mask[:, :-1]
+    wrong = (~counts if cached else ~counts & (position_ids[:, 1:] != 0)).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        before, after = position_ids[row, column : column + 2].tolist()
+        remedy = NO_CACHE_OF_PACKED if cached and after == 0 else COUNTING
+        raise ValueError(f"`position_ids` go from {before} to {after} in row {row}: {remedy}")
+
+
+def check_alike(inputs: dict[str, torch.Tensor | None], shape: tuple[int, ...]) -> None:
+    """Refuses inputs of several texts in one row, by name, that are not of its `(batch, length, …)`."""
+    for name, values in inputs.items():
+        if values is not None and tuple(values.shape[:2]) != shape:
+            raise ValueError(f"`{name}` has shape {tuple(values.shape)}: it must have {shape}.")
+
+
+def check_bounds(bounds: torch.Tensor, mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Refuses bounds of texts that do not fit a row.
+
+    Args:
+        bounds: `(texts + 1,)` index of the first token of each text, and how many tokens there are.
+        mask: `(1, length)` bool, true where a token is.
+
+    Returns:
+        `(1, length)` what the bounds count: the number of each position, or of the last token up to each.
+    """
+    if len(mask) > 1:
+        raise ValueError(
+            f"`{name}` came with a batch of {len(mask)} rows: it counts the tokens of a single row. Pass "
+            "`position_ids` that begin again at 0, or one row at a time."
+        )
+    tokens, length = int(mask.sum()), mask.shape[1]
+    if bounds.dim() != 1 or len(bounds) < 2 or bounds[0] != 0 or (bounds.diff() < 0).any():
+        raise ValueError(f"`{name}` is {bounds.tolist()}: it must be one list of numbers that go up from 0.")
+    if bounds[-1] not in (tokens, length):
+        raise ValueError(
+            f"`{name}` ends at {int(bounds[-1])}: the row has {length} positions, of which {tokens} are tokens; it "
+            "must end at one of these."
+        )
+    return mask.cumsum(1) - 1 if bounds[-1] == tokens else torch.arange(length, device=mask.device)[None]
 
 
 def warn_of_attentions(output_attentions: bool | None) -> None:

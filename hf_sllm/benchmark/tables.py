@@ -79,12 +79,14 @@ def bounds_table(found: Benchmark) -> Table:
 
 
 def print_training(found: TrainingReport, console: Console) -> None:
-    """Tokens per second of both sides."""
+    """Tokens per second of both sides, and of the SLLM on shorter texts, padded and packed."""
     speed, parameters = found.speed, found.parameters
     table = table_of(found.title, "tokens per second", "ratio", "parameters")
     table.add_row("backbone", f"{speed.backbone:,.0f}", "", f"{parameters['backbone']:,}")
     name = f"SLLM, decoder of {found.decoder_layers} layers"
     table.add_row(name, f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{parameters['SLLM']:,}")
+    table.add_row("SLLM, shorter texts padded", f"{speed.padded:,.0f}", "", "")
+    table.add_row("SLLM, shorter texts packed", f"{speed.packed:,.0f}", f"{speed.packing_ratio:.2f} of padded", "")
     console.print(table)
 
 

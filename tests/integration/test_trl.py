@@ -1,5 +1,6 @@
 """TRL's SFTTrainer trains an SLLM as it does any causal language model."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,20 @@ def test_its_loss_is_the_next_sentence_term_over_the_completions_alone(options, 
     assert losses.keys() == {"next_sentence", *({"reconstruction", "stop"} if options else ())}
 
 
-@pytest.mark.parametrize("options", [{"packing": True, "max_length": 32}, {"padding_free": True, "max_length": None}])
-def test_texts_packed_in_one_row_are_refused_with_the_remedy(options, tmp_path):
-    """An SLLM would read them as one text."""
-    with pytest.raises(ValueError, match="`cu_seq_lens_q` was given: .*in TRL `packing=False` and `padding_free="):
-        sft_trainer(tiny_sllm(), "text", tmp_path, **options).train()
+PACKED = {"packing": True, "max_length": 32, "pad_to_multiple_of": 16}
+
+
+@pytest.mark.parametrize("options", [PACKED, {"padding_free": True, "max_length": None}])
+def test_texts_packed_in_one_row_are_trained_on_as_in_rows_of_their_own(options, tmp_path):
+    model = tiny_sllm()
+    trainer = sft_trainer(model, "text", tmp_path, **options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    bounds = batch["cu_seq_lens_q"].tolist()
+    assert len(batch["input_ids"]) == 1 and len(bounds) > 3
+    found = trainer.compute_loss(model, dict(batch))
+    texts = [batch["input_ids"][:, first:end] for first, end in pairwise(bounds)]
+    alone = sum(model(text, labels=text, num_items_in_batch=1).loss for text in texts)
+    torch.testing.assert_close(found, alone / (bounds[-1] - len(texts)), rtol=1e-5, atol=1e-5)
+    trainer.train()
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.95 * losses[0]

@@ -22,6 +22,7 @@ def of_another_model(folder) -> None:
 
 
 IDS, MASK = random_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+TWICE, SECOND = torch.arange(6).repeat(2, 2), torch.tensor([[0] * 6 + [1] * 6] * 2)  # two texts in each row
 CASES = {
     "no ids": (lambda model, _: model(), "`input_ids` is None"),
     "empty batch": (lambda model, _: model(IDS[:0]), r"\(0, 12\)"),
@@ -41,17 +42,71 @@ CASES = {
         lambda model, _: model(IDS, sentence_ids=MASK, use_cache=True),
         "`sentence_ids` cannot be cached",
     ),
-    "texts packed in one row": (
-        lambda model, _: model(IDS, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5] * 2] * 2)),
-        "`position_ids`",
+    "texts packed in one row, with a cache": (
+        lambda model, _: model(IDS, position_ids=TWICE, use_cache=True),
+        "`position_ids` go from 5 to 0 in row 0: several texts in one row cannot be cached. Pass `use_cache=False`",
     ),
-    "texts packed in one row, by their bounds": (
-        lambda model, _: model(IDS, cu_seq_lens_q=torch.tensor([0, 6, 12])),
-        "`cu_seq_lens_q` was given: several texts in one row",
+    "the same, after a cache": (
+        lambda model, _: model(
+            IDS, position_ids=TWICE + 12, past_key_values=model(IDS, use_cache=True).past_key_values
+        ),
+        "`position_ids` go from 17 to 12 in row 0: they count up by one",
+    ),
+    "the same, by their bounds": (
+        lambda model, _: model(IDS[:1], cu_seq_lens_q=torch.tensor([0, 6, 12]), use_cache=True),
+        "`cu_seq_lens_q` came with a cache: several texts in one row cannot be cached",
+    ),
+    "the same, by their numbers": (
+        lambda model, _: model.model(IDS, seq_idx=SECOND, use_cache=True),
+        "`seq_idx` came with a cache: several texts in one row cannot be cached",
+    ),
+    "a token from the middle of a text": (
+        lambda model, _: model(IDS[:, 9:10], position_ids=torch.tensor([[9]])),
+        "`position_ids` begin at 9 in row 0: a text begins at 0, and no cache .* or leave `position_ids` out",
+    ),
+    "the same, before a cache is there": (
+        lambda model, _: model(IDS, MASK, 2 + torch.arange(12)[None], use_cache=True),
+        "`position_ids` begin at 2 in row 0",
     ),
     "the same, without the LM head": (
-        lambda model, _: model.model(IDS, seq_idx=torch.tensor([[0] * 6 + [1] * 6] * 2)),
-        "`seq_idx` was given: several texts in one row",
+        lambda model, _: model.model(IDS, position_ids=1 + torch.arange(12)[None]),
+        "`position_ids` begin at 1 in row 0",
+    ),
+    "positions with a gap": (
+        lambda model, _: model(IDS, position_ids=torch.tensor([[0, 1, 2, 3, 7, 8] * 2])),
+        "`position_ids` go from 3 to 7 in row 0: they count up by one, and begin again at 0 with another text",
+    ),
+    "positions of three dimensions": (
+        lambda model, _: model(IDS, position_ids=torch.arange(12).expand(3, 2, -1)),
+        r"`position_ids` has shape \(3, 2, 12\): it must have \(2, 12\)",
+    ),
+    "positions and bounds that differ": (
+        lambda model, _: model(IDS[:1], position_ids=TWICE[:1], cu_seq_lens_q=torch.tensor([0, 5, 12])),
+        "`cu_seq_lens_q` begins a text at position 5 of row 0, and `position_ids` does not",
+    ),
+    "positions and numbers of texts that differ": (
+        lambda model, _: model(IDS, position_ids=torch.arange(12)[None], seq_idx=SECOND),
+        "`seq_idx` begins a text at position 6 of row 0, and `position_ids` does not",
+    ),
+    "numbers of texts that are too few": (
+        lambda model, _: model(IDS, seq_idx=SECOND[:, :5]),
+        r"`seq_idx` has shape \(2, 5\): it must have \(2, 12\)",
+    ),
+    "bounds for several rows": (
+        lambda model, _: model(IDS, cu_seq_lens_q=torch.tensor([0, 12, 24])),
+        "`cu_seq_lens_q` came with a batch of 2 rows: .* Pass `position_ids`",
+    ),
+    "bounds that begin too late": (
+        lambda model, _: model(IDS[:1], cu_seq_lens_q=torch.tensor([2, 12])),
+        r"`cu_seq_lens_q` is \[2, 12\]",
+    ),
+    "bounds that end too early": (
+        lambda model, _: model(IDS[:1], cu_seq_lens_k=torch.tensor([0, 6])),
+        "`cu_seq_lens_k` ends at 6: the row has 12 positions",
+    ),
+    "labels of another length than packed texts": (
+        lambda model, _: model(IDS, position_ids=TWICE, labels=IDS[:, :5]),
+        r"`labels` has shape \(2, 5\): it must have \(2, 12\)",
     ),
     "another model's cache": (
         lambda model, _: model(IDS, past_key_values=DynamicCache(), use_cache=True),

@@ -29,23 +29,38 @@ def test_both_sides_are_trained_on_the_text(monkeypatch):
     trained = []
     plain = benchmark.training_step
 
-    def spy(model, optimizer, token_ids, bf16):
+    def spy(model, optimizer, token_ids, bf16, **texts):
         before = next(model.parameters()).clone()
-        plain(model, optimizer, token_ids, bf16)
+        plain(model, optimizer, token_ids, bf16, **texts)
         assert not torch.equal(before, next(model.parameters()))
-        trained.append((model.config.model_type, token_ids.shape))
+        trained.append((model.config.model_type, token_ids.shape, *texts))
 
     monkeypatch.setattr(benchmark, "training_step", spy)
     speed = measure_training(*make_pair("tiny", 8, decoder_layers=1), random_text(2, 32, 8, 300), 2, progress=False)
-    assert trained == [("llama", (2, 32)), ("sllm", (2, 32))] * 3
-    assert speed.ratio > 0 and speed.sllm > 0 and speed.backbone > 0
+    turns = [
+        ("llama", (2, 32)),
+        ("sllm", (2, 32)),
+        ("sllm", (8, 16), "attention_mask"),
+        ("sllm", (2, 32), "position_ids"),
+    ]
+    assert trained == turns * 3
+    assert all(figure > 0 for figure in vars(speed).values())
+
+
+def test_texts_cut_unevenly_have_one_loss_padded_and_packed():
+    from hf_sllm.benchmark.training import cut_unevenly, training_loss
+
+    _, sllm = make_pair("tiny", 8, decoder_layers=1)
+    padded, packed = cut_unevenly(random_text(2, 32, 8, 300))
+    assert padded["attention_mask"].sum(1).tolist() == [16, 16, 8, 8, 4, 4, 4, 4]
+    torch.testing.assert_close(training_loss(sllm.eval(), **padded), training_loss(sllm, **packed))
 
 
 def test_the_command_prints_both_sides():
     command = ["bench", "training", "tiny", "--steps", "1", "--batch-size", "1", "--length", "32"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "backbone" in result.stdout and "SLLM, decoder of" in result.stdout
+    assert all(name in result.stdout for name in ("backbone", "SLLM, decoder of", "padded", "packed"))
 
 
 def test_the_shapes_of_a_model_come_with_special_tokens_that_the_text_has_not(tmp_path):
