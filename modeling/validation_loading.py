@@ -8,8 +8,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .backbone_quantized import is_quantized
+
+logger = logging.get_logger(__name__)
 
 
 def check_dtype(dtype: Any) -> None:
@@ -87,6 +90,18 @@ def check_given_model(backbone: nn.Module, dtype: Any, only_loading: dict[str, A
         raise ValueError(
             f"`dtype` is {dtype!r}, and the backbone is quantised: it keeps the type with which it was loaded. Leave "
             "`dtype` out, or load the backbone with it."
+        )
+
+
+def warn_of_nameless_base(model: PreTrainedModel) -> None:
+    """Says of a model with adapters that was never saved that nothing will find it again from these."""
+    configs = (getattr(model, "peft_config", None) or {}).values()
+    nameless = any(not config.base_model_name_or_path for config in configs)
+    if nameless and not getattr(model, "name_or_path", None):
+        logger.warning_once(
+            "`base_model_name_or_path` of these adapters is None: the model that they adapt was never saved, and its "
+            "new parts are random. Before adapters are added, call `save_pretrained(folder)` on it and load it by "
+            "`from_pretrained(folder)`; the adapters then name that folder as their base."
         )
 
 
