@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .backbone_quantized import float_weight, forget_quantization, share_quantization
 
 
 def fields_of_language_model(
@@ -71,6 +74,7 @@ def keep_layers(text_config: PreTrainedConfig, layers: list[int]) -> PreTrainedC
     from other fields are not in `vars`, and follow by themselves."""
     config = copy.deepcopy(text_config)
     total = text_config.num_hidden_layers
+    forget_quantization(config)
     config.num_hidden_layers = len(layers)
     for name, value in vars(text_config).items():
         of_layers = isinstance(value, list) and len(value) == total
@@ -95,9 +99,11 @@ def copy_weights(
     if hasattr(body, "language_model"):
         body.language_model = source
         model.config.text_config = source.config
+        share_quantization(model, backbone)
     else:
         model.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
-    model.lm_head.load_state_dict(backbone.get_output_embeddings().state_dict())
+    head = backbone.get_output_embeddings()
+    model.lm_head.load_state_dict({**head.state_dict(), "weight": float_weight(head, model.lm_head)}, strict=False)
     model.tie_weights()
     encoder, decoder = body.sentence_encoder, body.sentence_decoder
     not_copied: list[str] = []
@@ -125,7 +131,8 @@ def copy_weights(
 
 
 def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> list[str]:
-    """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind.
+    """Copies the chosen layers, and all that is not a layer, of a transformer into a smaller one of its kind. The
+    copies of quantised layers are float.
 
     Returns:
         The names of the weights that the source does not have, or has of another shape; these stay as they are.
@@ -135,15 +142,19 @@ def copy_layers(source: nn.Module, target: nn.Module, layers: list[int]) -> list
         for name, module in source.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == source.config.num_hidden_layers
     )
-    available = source.state_dict()
+    available, modules, own = source.state_dict(), dict(source.named_modules()), dict(target.named_modules())
     renamed, missing = {}, []
     for key, value in target.state_dict().items():
         origin = key
         if key.startswith(f"{name}."):
             index, rest = key[len(name) + 1 :].split(".", 1)
             origin = f"{name}.{layers[int(index)]}.{rest}"
-        if origin in available and available[origin].shape == value.shape:
-            renamed[key] = available[origin]
+        given, like = available.get(origin), own.get(key.rpartition(".")[0])
+        if key.endswith(".weight") and isinstance(like, nn.Linear | Conv1D):
+            module = modules.get(origin.removesuffix(".weight"))
+            given = None if module is None else float_weight(module, like)
+        if given is not None and given.shape == value.shape:
+            renamed[key] = given
         else:
             missing.append(key)
     target.load_state_dict(renamed, strict=False)

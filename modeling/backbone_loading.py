@@ -7,12 +7,31 @@ from typing import Any
 import torch
 from huggingface_hub import resolve_revision
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae
+from .backbone_quantized import is_float, is_quantized
 from .sentence_segmentation import boundary_tokens
 from .validation_checkpoint import HUB_KEYWORDS, check_adapter, check_checkpoint, weight_files
+from .validation_loading import (
+    check_device_map,
+    check_dtype,
+    check_given_model,
+    check_language_model,
+    check_name,
+    check_saving,
+    told_where,
+    warn_of_nameless_base,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -38,9 +57,11 @@ class FromBackboneMixin:
         `revision` is then that of the adapters: the commit of the backbone is stored with them. `token`, `cache_dir`
         and `local_files_only` are for both."""
         config = kwargs.pop("config", None)
-        if config is None and pretrained_model_name_or_path is not None:
+        by_name = pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None
+        if config is None and by_name:
             hub_kwargs = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+            with told_where("pretrained_model_name_or_path", pretrained_model_name_or_path, kwargs.get("subfolder")):
+                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         origin = getattr(config, "backbone_origin", None)
         places = {name: kwargs[name] for name in PLACE_KEYWORDS if kwargs.get(name) is not None}
         adapter_kwargs = {**(kwargs.get("adapter_kwargs") or {})}
@@ -63,6 +84,19 @@ class FromBackboneMixin:
         model = super().from_pretrained(None, *model_args, **kwargs)  # type: ignore[misc]
         model.load_adapter(adapter, adapter_kwargs=adapter_kwargs)  # a checkpoint's lies below the config
         return model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As any model's; a quantised one that could not be read back is refused."""
+        check_saving(self)
+        settings = getattr(self, "generation_config", None)
+        if getattr(settings, "max_sentences", None) is not None:
+            settings._from_model_config = False  # such a one is made anew at loading, and would lose it
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As any module's; peft calls it to save adapters, and says nothing where their base cannot be found again."""
+        warn_of_nameless_base(self)
+        return super().state_dict(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     @torch.no_grad()
@@ -108,6 +142,11 @@ class FromBackboneMixin:
         unit: str = "sentence",
         preset: str = "default",
         sentence_vae: str | PreTrainedModel | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        attn_implementation: str | dict[str, str] | None = None,
+        trust_remote_code: bool | None = None,
+        quantization_config: Any = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -130,6 +169,14 @@ class FromBackboneMixin:
             sentence_vae: A trained `SentenceVaeModel`, or its name or path. It gives encoder and decoder, the token
                 embeddings that both read, the LM head, and the fields of the config that describe these. `num_latents`
                 may be a multiple of its own.
+            dtype: A floating-point type of all parts, by default that of the backbone, which `"auto"` is too. A
+                backbone that is a model is converted.
+            device_map: Puts the backbone on one device, and all other parts with it. Several devices are for
+                `from_pretrained`.
+            attn_implementation: Of all parts, the backbone's if it is a model too. A mapping gives each its own, by
+                the fields of the config (`text_config`, `sentence_encoder_config`, `sentence_decoder_config`).
+            trust_remote_code: Whether to run the code of a backbone that transformers does not have.
+            quantization_config: Quantises the linear layers of the backbone. All other parts are float.
             revision, token, cache_dir, local_files_only: Where on the Hub the backbone is, as in `from_pretrained`. Of
                 a backbone that is a model, `revision` says at which it was loaded, by default at the newest known
                 here.
@@ -137,7 +184,8 @@ class FromBackboneMixin:
 
         Raises:
             TypeError: If a keyword is no field of the config, or the backbone is no causal language model.
-            ValueError: If a field, `unit` or `preset` cannot be.
+            ValueError: If a field, `unit`, `preset` or what says how to load cannot be.
+            OSError: If there is no backbone of this name or path.
         """
         if preset not in ("default", "paper"):
             raise ValueError(f'`preset` is {preset!r}: it must be "default" or "paper".')
@@ -146,15 +194,31 @@ class FromBackboneMixin:
         if sentence_vae is not None:
             kwargs = {**fields_of_sentence_vae(sentence_vae.config), **kwargs}
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        check_dtype(dtype)
+        check_device_map(device_map)
+        # What a model that is given has been loaded with already.
+        loading = {"device_map": device_map, "quantization_config": quantization_config}
+        loading["trust_remote_code"] = trust_remote_code
         if isinstance(backbone, nn.Module):
+            check_given_model(backbone, dtype, loading)
+            if dtype not in (None, "auto"):
+                cast(backbone, dtype)
             revision = commit_of(getattr(backbone, "name_or_path", ""), revision, **{**hub, "local_files_only": True})
         else:
+            check_name(backbone)
             revision = commit_of(backbone, revision, **hub) or revision
-            if tokenizer is None and "boundary_token_ids" not in kwargs:
-                tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision, **hub)
-            backbone = AutoModelForCausalLM.from_pretrained(backbone, revision=revision, **hub)
-        if not isinstance(backbone, PreTrainedModel) or backbone.get_output_embeddings() is None:
-            raise TypeError(f"`backbone` is a {type(backbone).__name__}: it must be a causal language model.")
+            with told_where("backbone", backbone):
+                if tokenizer is None and "boundary_token_ids" not in kwargs:
+                    code = {"trust_remote_code": trust_remote_code}
+                    tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision, **code, **hub)
+                loading = {"dtype": dtype, "attn_implementation": attn_implementation, **loading}
+                loading = {name: value for name, value in loading.items() if value is not None}
+                if isinstance(attn_implementation, dict):
+                    loading["attn_implementation"] = attn_implementation.get("text_config")
+                backbone = AutoModelForCausalLM.from_pretrained(backbone, revision=revision, **loading, **hub)
+        check_language_model(backbone)
+        if trust_remote_code:
+            register_code(backbone)
         if "boundary_token_ids" not in kwargs:
             if tokenizer is None:
                 raise TypeError("pass `tokenizer`, which shows what tokens close a sentence, or `boundary_token_ids`.")
@@ -170,11 +234,14 @@ class FromBackboneMixin:
             **kwargs,
         )
         model: Any = cls(config)  # type: ignore[call-arg]
-        model = model.to(backbone.device)
-        for parameter in model.parameters():  # and not what rotary positions are computed from, as `to` would
-            parameter.data = parameter.data.to(backbone.dtype)
+        model = cast(model.to(backbone.device), backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
         not_copied = copy_weights(model, backbone, encoder_layers, decoder_layers)
+        if attn_implementation is None:  # then parts of the backbone's kind do as it does
+            own, kind = text_config._attn_implementation, text_config.model_type
+            parts = ("sentence_encoder_config", "sentence_decoder_config")
+            attn_implementation = {name: own for name in parts if getattr(model.config, name).model_type == kind}
+        model.set_attn_implementation(attn_implementation)
         if sentence_vae is not None:
             copy_sentence_vae(model, sentence_vae)
         elif not_copied:
@@ -182,9 +249,29 @@ class FromBackboneMixin:
                 f"Not copied from the backbone, a {text_config.model_type!r} model of {text_config.num_hidden_layers} "
                 f"layers, and random until they are trained: {'; '.join(not_copied)}."
             )
-        if sentence_vae is None and backbone.name_or_path:
+        if sentence_vae is None and backbone.name_or_path and not is_quantized(backbone):
             model.backbone_origin = {"name_or_path": backbone.name_or_path, "commit": revision, **given}
         return model.train(backbone.training)
+
+
+def cast(model: PreTrainedModel, dtype: str | torch.dtype) -> PreTrainedModel:
+    """Gives all weights that are float another type; not what rotary positions are computed from, as `to` would. The
+    config says so, for each part."""
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    for parameter in model.parameters():
+        if is_float(parameter):
+            parameter.data = parameter.data.to(dtype)
+    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        config.dtype = dtype
+    return model
+
+
+def register_code(backbone: PreTrainedModel) -> None:
+    """Makes known to the auto classes of this process an architecture whose code came with a checkpoint."""
+    config = backbone.config.get_text_config(decoder=True)
+    if type(config) not in MODEL_MAPPING:
+        AutoConfig.register(config.model_type, type(config), exist_ok=True)
+        AutoModel.register(type(config), type(backbone.base_model), exist_ok=True)
 
 
 def commit_of(name: str | os.PathLike, revision: str | None, **hub: Any) -> str | None:

@@ -61,6 +61,12 @@ def write_in_parallel(
             f"`sentences_at_once` came with a batch of {len(input_ids)}: it is for a single row. Write the rows one "
             "by one, or leave it out."
         )
+    if generation_config.return_dict_in_generate and generation_config.output_hidden_states:
+        raise ValueError(
+            "`output_hidden_states` is True with `sentences_at_once`: sentences that are written side by side have "
+            "other states than the text. Leave one of them out, or read the text written with "
+            "`model(sequences, output_hidden_states=True)`."
+        )
     cache.activate_past_recording()  # what is read ahead is forgotten again
     if not cache.is_empty and cache.sentence_state is None:
         cache.must_replay = True

@@ -1,6 +1,6 @@
 """The rows of a batch that is being written: sentences end at different times, so rows grow at different times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,17 @@ class Rows:
         self.returns_dict = generation_config.return_dict_in_generate
         self.scores: list[torch.Tensor] | None = [] if self.returns_dict and generation_config.output_scores else None
         self.logits: list[torch.Tensor] | None = [] if self.returns_dict and generation_config.output_logits else None
+        # Of each layer the states at each step, and whether there is a place for attentions, of which there are none.
+        self.layers: list[list[torch.Tensor]] | None = None
+        self.keeps_layers = self.returns_dict and generation_config.output_hidden_states
+        self.keeps_attentions = self.returns_dict and generation_config.output_attentions
         self.newest: tuple[torch.Tensor] | None = None  # of the scores, if kept, what criteria look at
 
-    def write(self, logits: torch.Tensor, logits_processor: Callable) -> None:
-        """Chooses a token from `(batch, vocab)` logits for each row that neither waits nor is done."""
+    def write(
+        self, logits: torch.Tensor, logits_processor: Callable, layers: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        """Chooses a token from `(batch, vocab)` logits for each row that neither waits nor is done. They come from the
+        last of the layers' states, `(batch, 1, width)`, which are kept if `generate` returns them."""
         self.writing = [not (done or waits) for done, waits in zip(self.finished, self.waiting, strict=True)]
         scores = self._by_length(lambda ids: logits_processor(ids, logits.clone()), logits)
         if self.do_sample:
@@ -49,6 +56,10 @@ class Rows:
             self.newest = (scores,)
         if self.logits is not None:
             self._store(self.logits, logits, 0.0)
+        if self.keeps_layers and layers is not None:
+            self.layers = [[] for _ in layers] if self.layers is None else self.layers
+            for steps, states in zip(self.layers, layers, strict=True):
+                self._store(steps, states, 0.0)
         self.last = choose(self.writing, tokens, self.last)
         self._append()
 
@@ -80,7 +91,16 @@ class Rows:
         # In a batch, rows that waited have columns in the cache that the text has not.
         cache = cache if len(self.ids) == 1 else None
         scores, logits = (None if steps is None else tuple(steps) for steps in (self.scores, self.logits))
-        return GenerateDecoderOnlyOutput(sequences=self.ids, scores=scores, logits=logits, past_key_values=cache)
+        layers = None if self.layers is None else tuple(zip(*self.layers, strict=True))
+        steps = max(self.lengths) - self.prompt_length
+        return GenerateDecoderOnlyOutput(
+            sequences=self.ids,
+            scores=scores,
+            logits=logits,
+            attentions=(None,) * steps if self.keeps_attentions else None,
+            hidden_states=layers,
+            past_key_values=cache,
+        )
 
     def _append(self) -> None:
         places = {row: self.lengths[row] for row, writes in enumerate(self.writing) if writes}

@@ -65,8 +65,9 @@ class SllmGenerationMixin(GenerationMixin):
         latent_seed: int | None = None,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, with some options more. Those called `latent_…` are for a model whose
-        `latent_predictor` samples the latents of each sentence; `num_return_sequences` then gives different futures.
+        """As `GenerationMixin.generate`, with some options more. What is not given is as the generation config has it.
+        Options called `latent_…` are for a model whose `latent_predictor` samples the latents of each sentence;
+        `num_return_sequences` then gives different futures.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
@@ -87,30 +88,36 @@ class SllmGenerationMixin(GenerationMixin):
             ValueError: If `max_sentences` is below 1, or comes with another decoding method, or without a cache; or if
                 another option comes without what it needs.
         """
-        options = {"shortlist_size": shortlist_size, "sentences_at_once": sentences_at_once}
-        check_generation(self.config, max_sentences, options, self.shortlist_fit is not None, kwargs)
-        latent_options = {
+        given = {
+            "max_sentences": max_sentences,
+            "shortlist_size": shortlist_size,
+            "sentences_at_once": sentences_at_once,
             "latent_steps": latent_steps,
             "latent_guidance_scale": latent_guidance_scale,
             "latent_noise_scale": latent_noise_scale,
             "latent_seed": latent_seed,
         }
-        latent_options = {name: value for name, value in latent_options.items() if value is not None}
-        check_latent_options(self.config, latent_options)
-        if max_sentences is not None or latent_options:
+        for configured in (generation_config, self.generation_config):
+            given = {n: getattr(configured, n, None) if value is None else value for n, value in given.items()}
+        max_sentences = given["max_sentences"]
+        options = {name: given[name] for name in ("shortlist_size", "sentences_at_once")}
+        check_generation(self.config, max_sentences, options, self.shortlist_fit is not None, kwargs)
+        check_latent_options(self.config, given)
+        if any(value is not None for value in given.values()):
             generation_config = copy.deepcopy(generation_config or self.generation_config)
             kwargs = generation_config.update(**kwargs)
-            for name, value in latent_options.items():
+            for name, value in given.items():
                 setattr(generation_config, name, value)
         if max_sentences is not None:
-            for name, value in {"max_sentences": max_sentences, **options}.items():
-                setattr(generation_config, name, value)
             bounds = (generation_config.max_length, generation_config.max_new_tokens)
             if bounds == (None, None) and max_sentences < math.inf:
                 generation_config.max_new_tokens = int(max_sentences) * self.config.max_sentence_length
             mode = generation_config.get_generation_mode(kwargs.get("assistant_model")).value
             if mode not in ("greedy_search", "sample"):
-                raise ValueError(f"`max_sentences` came with {mode}: it is for greedy search and sampling.")
+                raise ValueError(
+                    f"`max_sentences` came with {mode}: it is for greedy search and sampling. Leave it out, of the "
+                    "generation config too."
+                )
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
@@ -153,12 +160,13 @@ class SllmGenerationMixin(GenerationMixin):
 
         outputs = self._prefill(input_ids, generation_config, model_kwargs, not generation_config.is_assistant)
         cache, logits = outputs.past_key_values, outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        rows, streamed = Rows(input_ids, generation_config), input_ids.shape[1]
+        layers = outputs.hidden_states if rows.keeps_layers else None  # from the last of them the logits come
         del outputs
         shortlist_size = getattr(generation_config, "shortlist_size", None)
         head = None if shortlist_size is None else ShortlistedHead(self, shortlist_size)
-        rows, streamed = Rows(input_ids, generation_config), input_ids.shape[1]
         while True:
-            rows.write(logits, logits_processor)
+            rows.write(logits, logits_processor, layers)
             rows.note(self.model.segmenter.closes(rows.last, cache.open_length), stopping_criteria, max_sentences)
             if streamer is not None and (rows.waiting[0] or rows.finished[0]):
                 streamer.put(rows.ids[0, streamed : rows.lengths[0]].cpu())
@@ -166,8 +174,10 @@ class SllmGenerationMixin(GenerationMixin):
             if all(rows.finished):
                 break
             feeding, closing = rows.to_feed()
-            new = self._feed(rows.last, feeding, closing, cache, head)
+            new, *new_layers = self._feed(rows.last, feeding, closing, cache, head, layers is not None)
             logits = choose(feeding, new.to(logits.device, torch.float32, copy=True), logits)
+            if layers is not None:
+                layers = [choose(feeding, own.clone(), last) for own, last in zip(new_layers, layers, strict=True)]
 
         if streamer is not None:
             streamer.end()
@@ -175,18 +185,26 @@ class SllmGenerationMixin(GenerationMixin):
 
     @torch.inference_mode()  # cheaper than `no_grad`, which processors and criteria still have
     def _feed(
-        self, token_ids: torch.Tensor, rows: list[bool], closing: bool, cache: SllmCache, head: ShortlistedHead | None
-    ) -> torch.Tensor:
+        self,
+        token_ids: torch.Tensor,
+        rows: list[bool],
+        closing: bool,
+        cache: SllmCache,
+        head: ShortlistedHead | None,
+        layers_too: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """Logits `(batch, vocab)` after one token more, of `(batch,)`, of the chosen rows, where it closes its
-        sentence or, in every row, does not."""
-        fed = torch.tensor(rows, device=token_ids.device)[:, None]
-        if closing:
+        sentence or, in every row, does not. If they are wanted, the hidden states `(batch, 1, width)` too."""
+        fed, layers = torch.tensor(rows, device=token_ids.device)[:, None], ()
+        if closing or layers_too:
             step = {"input_ids": token_ids[:, None], "attention_mask": fed.long(), "states_to_keep": 1}
-            states = self.model(**step, past_key_values=cache, use_cache=True).last_hidden_state
+            output = self.model(**step, past_key_values=cache, use_cache=True, output_hidden_states=layers_too)
+            states, layers = output.last_hidden_state, output.hidden_states or ()
         else:
             states = self.model.continue_sentences(token_ids[:, None], fed, cache)
         states = states[:, -1]
-        return self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & closing)
+        logits = self.compute_logits(states) if head is None else head.logits(states, fed[:, 0] & closing)
+        return logits, *layers
 
 
 def sample_latents_by(

@@ -1,5 +1,7 @@
 """Refusing what cannot be right, before any work is lost: each error names what is wrong, its value and the remedy."""
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -191,13 +193,17 @@ def check_generation(
         raise ValueError(
             "`inputs_embeds` cannot be continued: they do not show where sentences end. Pass `input_ids`."
         )
-    if max_sentences is not None and max_sentences < 1:
-        raise ValueError(f"`max_sentences` is {max_sentences}: it must be at least 1.")
+    if max_sentences is not None and not (max_sentences == math.inf or is_count(max_sentences)):
+        raise ValueError(
+            f"`max_sentences` is {max_sentences!r}: it must be a whole number and at least 1, or `math.inf` for no "
+            "limit."
+        )
     options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
-        if max_sentences is None or value < 1:
+        if max_sentences is None or not is_count(value):
             raise ValueError(
-                f"`{name}` is {value}: it must be at least 1, and needs `max_sentences` (`math.inf` for no limit)."
+                f"`{name}` is {value!r}: it must be a whole number and at least 1, and needs `max_sentences` "
+                "(`math.inf` for no limit)."
             )
     if "shortlist_size" in options and config.bag_of_words_weight == 0 and not fitted:
         raise ValueError(
@@ -213,6 +219,7 @@ def check_generation(
 
 def check_latent_options(config: PreTrainedConfig, options: dict[str, Any]) -> None:
     """Refuses options of sampling latents that cannot be, or where nothing is sampled."""
+    options = {name: value for name, value in options.items() if name.startswith("latent_") and value is not None}
     for name, value in options.items():
         if config.has_linear_predictor or config.latent_predictor["type"] == "mse":
             raise ValueError(
@@ -240,6 +247,11 @@ def check_predict_ahead(config: PreTrainedConfig, count: int, futures: int, dive
             f"`diversity` is {diversity}: it must be at least 0, and needs a `latent_predictor` of type `flow`; this "
             f"one is {config.latent_predictor['type']!r}."
         )
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, Real) and not isinstance(value, bool) and value >= 1 and value % 1 == 0
 
 
 def check_sentence_loop(input_ids: torch.Tensor, cache: Any, streamer: Any, synced_gpus: bool) -> None:

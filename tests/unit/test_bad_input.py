@@ -126,6 +126,15 @@ CASES = {
         "`text_config.max_position_embeddings` is 256",
     ),
     "no sentences": (lambda model, _: model.generate(IDS, max_sentences=0), "`max_sentences` is 0"),
+    "a number in quotes": (
+        lambda model, _: model.generate(IDS, max_sentences="3"),
+        "`max_sentences` is '3': it must be a whole number",
+    ),
+    "half a sentence": (lambda model, _: model.generate(IDS, max_sentences=2.5), "`max_sentences` is 2.5"),
+    "sentences side by side in quotes": (
+        lambda model, _: model.generate(IDS, max_sentences=2, shortlist_size="3"),
+        "`shortlist_size` is '3': it must be a whole number",
+    ),
     "sentences in beams": (
         lambda model, _: model.generate(IDS, max_sentences=2, num_beams=2),
         "`max_sentences` came with beam_search",

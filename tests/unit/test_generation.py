@@ -311,3 +311,47 @@ def test_stop_strings_stop(max_sentences):
     stopped = model.generate(token_ids, stop_strings=[stop], tokenizer=tokenizer, **kwargs)[0]
     assert len(token_ids[0]) < len(stopped) < len(written)
     assert torch.equal(stopped, written[: len(stopped)]) and stop in tokenizer.decode(stopped[-1:])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_both_loops_return_the_same_beside_the_text(side):
+    model = tiny_sllm()
+    rows = [random_ids(1, length, seed=length)[0] for length in (17, 4)]
+    prompt, mask = padded(rows, side)
+    wanted = {"output_hidden_states": True, "output_attentions": True, "output_logits": True, "output_scores": True}
+    given = {**GREEDY, **wanted, "attention_mask": mask, "return_dict_in_generate": True}
+    by_token = model.generate(prompt, **given)
+    by_sentence = model.generate(prompt, max_sentences=math.inf, **given)
+    assert torch.equal(by_sentence.sequences, by_token.sequences)
+    assert by_sentence.attentions == by_token.attentions
+    assert len(by_sentence.hidden_states) == len(by_token.hidden_states) > 10
+    ends = (by_token.sequences[:, prompt.shape[1] :] == model.config.eos_token_id).long().cumsum(1)
+    for step, (ours, theirs) in enumerate(zip(by_sentence.hidden_states, by_token.hidden_states, strict=True)):
+        writes = torch.ones(2, dtype=torch.bool) if step == 0 else ends[:, step - 1] == 0
+        assert len(ours) == len(theirs) == 3
+        for own, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(own[writes], other[writes], rtol=1e-4, atol=1e-4)
+        logits = model.compute_logits(ours[-1][:, -1])
+        torch.testing.assert_close(logits[writes], by_sentence.logits[step][writes], rtol=1e-4, atol=1e-4)
+
+
+def test_sentences_written_side_by_side_have_no_states_of_the_text():
+    model = tiny_sllm(next_latent_weight=1.0)
+    wanted = {"return_dict_in_generate": True, "output_hidden_states": True}
+    with pytest.raises(ValueError, match="`output_hidden_states` is True with `sentences_at_once`.*model\\(sequences"):
+        model.generate(random_ids(1, 9), max_sentences=4, sentences_at_once=2, **wanted)
+
+
+def test_what_the_generation_config_says_is_as_if_it_was_given_and_is_saved(tmp_path):
+    model, prompt = tiny_sllm(max_sentence_length=30), random_ids(1, 12)
+    expected = model.generate(prompt, max_sentences=6, do_sample=False)
+    assert expected.shape[1] > 12 + 20  # longer than where transformers ends a text of which it knows no length
+    model.generation_config.max_sentences = 6
+    assert torch.equal(model.generate(prompt, do_sample=False), expected)
+    with pytest.raises(ValueError, match="`max_sentences` came with beam_search.*generation config"):
+        model.generate(prompt, num_beams=2)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SllmForCausalLM.from_pretrained(tmp_path).generate(prompt, do_sample=False), expected)
+    model.generation_config.max_sentences = "6"
+    with pytest.raises(ValueError, match="`max_sentences` is '6'"):
+        model.generate(prompt)

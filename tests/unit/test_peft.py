@@ -5,6 +5,8 @@ import torch
 from models import random_ids, tiny_sllm
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 
+from hf_sllm.modeling import SllmForCausalLM, validation_loading
+
 PROJECTIONS = ["q_proj", "v_proj"]
 NEW_PARTS = ["latent_queries", "latent_head", "latent_prefix", "latent_input", "latent_output", "start_latents"]
 KINDS = {
@@ -48,6 +50,19 @@ def test_an_adapter_is_trained_saved_reloaded_used_and_merged(tmp_path, kind):
     merged = loaded.merge_and_unload()
     assert type(merged) is type(tiny_sllm())
     torch.testing.assert_close(merged(token_ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_of_a_model_that_was_never_saved_say_so_as_they_are_saved(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(validation_loading.logger, "warning_once", said.append)
+    model = get_peft_model(tiny_sllm(), LoraConfig(target_modules=PROJECTIONS))
+    assert said == []
+    model.save_pretrained(tmp_path / "adapter")
+    assert len(said) == 1 and "was never saved" in said[0] and "`save_pretrained(folder)`" in said[0]
+    tiny_sllm().save_pretrained(tmp_path / "base")
+    base = SllmForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=PROJECTIONS)).save_pretrained(tmp_path / "adapter")
+    assert len(said) == 1
 
 
 def load_onto_base(path):
