@@ -17,7 +17,7 @@ from .results import Corpus
 NAME = "_manifest.json"
 
 # What all parts of a corpus have in common. What else a manifest says may change from run to run.
-COMMON = ("task", "weights", "settings", "part_rows", "text_column", "id_column", "files")
+COMMON = ("task", "part_rows", "text_column", "id_column", "files", "settings", "weights")
 
 # Of each weight so many values stand for all: training changes all of them.
 VALUES = 64

@@ -60,12 +60,13 @@ class RowSampling(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Returns the scores `(batch, vocab)`, 0 for the token drawn and minus infinity for all others.
 
-        The sentence loop calls this once for each length that rows have, with all rows. Only those of that length
-        draw: the others are longer, and have drawn at this length before, or shorter, and end in padding here.
+        The sentence loop calls this once for each length that rows have, with all rows, and takes the scores of those
+        of that length. No others need to draw: rows that are shorter end in padding here, and those that are longer
+        have drawn at a greater length, but for some that draw again in vain.
         """
         length = input_ids.shape[1]
         goes_on = input_ids[:, -1].cpu() != self.pad_token_id
-        rows = ((self.drawn_at < length) & (goes_on | (length == self.prompt_length))).nonzero().squeeze(1)
+        rows = ((self.drawn_at <= length) & (goes_on | (length == self.prompt_length))).nonzero().squeeze(1)
         self.drawn_at[rows] = length
         seeds, rows = self.seeds[rows].to(scores.device), rows.to(scores.device)
         allowed = self.warpers(input_ids[rows], scores[rows])  # type: ignore[arg-type]
