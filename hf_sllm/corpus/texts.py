@@ -67,10 +67,9 @@ class WriteSettings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row to continue: its seed, its text, and its token ids with the start token."""
+    """A row to continue: its seed, and its token ids with the start token."""
 
     seed: int
-    text: str
     ids: list[int]
 
 
@@ -110,6 +109,7 @@ class TextWriter:
         self.tokenizer = tokenizer
         self.settings = settings.for_model(model)
         self.batch_size = batch_size
+        self.segmenter = SentenceSegmenter(model.config)
         self.start = start_token_id(tokenizer)
         ends = model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
@@ -139,7 +139,7 @@ class TextWriter:
             rows: The columns `id`, strings, and `text`, strings or `None`.
             advance: Called with the number of rows of each batch that is done.
         """
-        prompts = [self._prompt(*row) for row in zip(rows["id"], rows["text"], strict=True)]
+        prompts = self._prompts(rows["id"], rows["text"])
         fit = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
         advance(len(prompts) - len(fit))
         with evaluation_mode(self.model):
@@ -157,15 +157,30 @@ class TextWriter:
             "error": [None if isinstance(result, Written) else str(result) for result in results],
         }
 
-    def _prompt(self, row_id: str, text: str | None) -> Prompt | ValueError:
-        """What a row begins with, or why it cannot be continued."""
-        if text is None or not text.strip():
-            return ValueError("the prompt is empty.")
-        ids = [self.start, *self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    def _prompts(self, row_ids: list[str], texts: list[str | None]) -> list[Prompt | ValueError]:
+        """What each row begins with, or why it cannot be continued."""
+        given = [text for text in texts if text is not None and text.strip()]
+        encoded = self.tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"] if given else []
+        left = iter(encoded)
+        found: list[Prompt | ValueError] = []
+        for row_id, text in zip(row_ids, texts, strict=True):
+            if text is None or not text.strip():
+                found.append(ValueError("the prompt is empty."))
+                continue
+            ids = [self.start, *next(left)]
+            found.append(self._too_long(ids) or Prompt(row_seed(row_id, self.settings.seed), ids))
+        return found
+
+    def _too_long(self, ids: list[int]) -> ValueError | None:
+        """Says so where a prompt and what is to be written after it are more than the model reads."""
         config, settings = self.model.config, self.settings
-        layout = self._layout(ids)
-        sentences = int(layout.sentence_closed.sum()) + min(settings.max_sentences, settings.max_new_tokens) + 1
         limit = getattr(config.text_config, "max_position_embeddings", None)
+        new = min(settings.max_sentences, settings.max_new_tokens) + 1  # one position is the start
+        sentences = len(ids) + new  # there cannot be more
+        if limit is not None and sentences > limit:
+            token_ids = torch.tensor([ids])
+            layout = self.segmenter.layout(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
+            sentences = int(layout.sentence_closed.sum()) + new
         if limit is not None and sentences > limit:
             return ValueError(
                 f"the prompt is too long: with what is to be written it has {sentences} sentences, and the backbone "
@@ -181,7 +196,7 @@ class TextWriter:
                 f"the prompt is too long: with what is to be written it has {tokens} tokens, and the decoder reads "
                 f"{limit} (`max_position_embeddings`). Cut it, or lower `max_new_tokens`."
             )
-        return Prompt(row_seed(row_id, settings.seed), text, ids)
+        return None
 
     @torch.no_grad()
     def _write(self, prompts: list[Prompt]) -> list[Written]:
@@ -207,24 +222,23 @@ class TextWriter:
             eos_token_id=self.ends,
             pad_token_id=pad,
             logits_processor=processors,
-        )[:, length:].tolist()
-        return [self._written(prompt, new) for prompt, new in zip(prompts, written, strict=True)]
+        ).cpu()
+        mask = torch.cat([mask, torch.ones_like(written[:, length:])], 1).bool()
+        layout = self.segmenter.layout(written, mask)
+        closes = layout.scatter(layout.token_closes)[:, length:].tolist()
+        return [self._written(*row) for row in zip(prompts, written[:, length:].tolist(), closes, strict=True)]
 
-    def _written(self, prompt: Prompt, new: list[int]) -> Written:
-        """What a row has written, without what fills it."""
-        new = new[: next((place + 1 for place, token in enumerate(new) if token in self.ends), len(new))]
-        # Rows are filled with an end of text. One after as many sentences as there may be is such a filling.
-        closes = self._layout([*prompt.ids, *new]).token_closes[len(prompt.ids) :].nonzero().squeeze(1).tolist()
-        if len(closes) >= self.settings.max_sentences:
-            new = new[: closes[self.settings.max_sentences - 1] + 1]
+    def _written(self, prompt: Prompt, new: list[int], closes: list[bool]) -> Written:
+        """What a row has written, without what fills it, from new tokens and which of them close their sentences."""
+        size = sentences = 0
+        ended = False
+        # Rows are filled with an end of text: what comes after so many sentences is such a filling.
+        while size < len(new) and sentences < self.settings.max_sentences and not ended:
+            sentences += closes[size]
+            ended = new[size] in self.ends
+            size += 1
         before = len(self._decode(prompt.ids))
-        text = self._decode([*prompt.ids, *new])[before:]
-        sentences = min(len(closes), self.settings.max_sentences)
-        return Written(text, len(new), sentences, bool(new) and new[-1] in self.ends)
-
-    def _layout(self, ids: list[int]) -> Any:
-        token_ids = torch.tensor([ids])
-        return SentenceSegmenter(self.model.config).layout(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
+        return Written(self._decode([*prompt.ids, *new[:size]])[before:], size, sentences, ended)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
