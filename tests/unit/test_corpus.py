@@ -222,14 +222,10 @@ def test_a_prompt_that_is_too_long_is_an_error_of_its_row(tokenizer, model):
 def kill_after_a_part(process, folder, moment: float) -> None:
     """Kills a process when it has written another part, and some seconds have gone by."""
     there, until = len(list(folder.glob("part-*"))), time.monotonic() + 60
-    while is_alive(process) and len(list(folder.glob("part-*"))) <= there and time.monotonic() < until:
+    while process.is_alive() and len(list(folder.glob("part-*"))) <= there and time.monotonic() < until:
         time.sleep(0.002)
     time.sleep(moment)
     os.kill(process.pid, signal.SIGKILL)
-
-
-def is_alive(process) -> bool:
-    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_corpus(saved, data, undisturbed, tmp_path):
@@ -472,7 +468,7 @@ def test_after_ctrl_c_the_command_says_how_to_go_on(saved, data, tmp_path, monke
 
 @pytest.mark.slow
 def test_ten_thousand_rows_killed_five_times(tokenizer, tmp_path):
-    """By the command, in processes of their own."""
+    """The last run is the command's, in another interpreter."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": len(tokenizer), "bos_token_id": 0}
@@ -482,24 +478,21 @@ def test_ten_thousand_rows_killed_five_times(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": prompt(number)}) + "\n" for number in range(10_000))
+    names = [str(tmp_path / "rows.jsonl.gz")]
+    changes = {"data": names, "part_rows": 500, "batch_size": 250}
+    settings = WriteSettings(max_sentences=1, max_new_tokens=4)
+    write_corpus(job(tmp_path / "model", tmp_path, tmp_path / "undisturbed", **changes), settings)
 
-    def start(folder) -> subprocess.Popen:
-        options = ["--max-sentences", "1", "--max-new-tokens", "4", "--part-rows", "500", "--batch-size", "250"]
-        names = [tmp_path / "model", "--data", tmp_path / "rows.jsonl.gz", "--output", folder]
-        return subprocess.Popen(
-            [sys.executable, "-m", "hf_sllm.cli", "write", *map(str, names), *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.DEVNULL,
-        )
-
-    assert start(tmp_path / "undisturbed").wait() == 0
     draw, folder, codes = random.Random(0), tmp_path / "corpus", []
     for _ in range(5):
-        process = start(folder)
+        process = in_process(write_corpus, job(tmp_path / "model", tmp_path, folder, **changes), settings)
         kill_after_a_part(process, folder, draw.uniform(0, 0.4))
-        codes.append(process.wait())
+        process.join()
+        codes.append(process.exitcode)
     assert codes == [-signal.SIGKILL] * 5
-    assert start(folder).wait() == 0
+    options = ["--max-sentences", "1", "--max-new-tokens", "4", "--part-rows", "500", "--batch-size", "250"]
+    command = ["write", str(tmp_path / "model"), "--data", *names, "--output", str(folder), *options]
+    subprocess.run([sys.executable, "-m", "hf_sllm.cli", *command], check=True, stderr=subprocess.DEVNULL)
     assert manifest_of(folder)["complete"] and manifest_of(folder)["rows"] == 10_000
     assert [row["id"] for row in rows_of(folder)] == [f"rows.jsonl.gz:{number}" for number in range(10_000)]
     assert contents(folder) == contents(tmp_path / "undisturbed")
