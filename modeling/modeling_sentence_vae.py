@@ -20,7 +20,7 @@ from .sentence_segmentation import SentenceLayout, SentenceSegmenter
 from .stream_attention import each
 from .stream_texts import find_texts
 from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
-from .validation_inputs import check_inputs, check_labels, check_mask, check_unknown, warn_of_attentions
+from .validation_inputs import check_inputs, check_labels, check_mask, warn_of_attentions
 
 
 @dataclass
@@ -238,7 +238,6 @@ class SentenceVaeModel(FromBackboneMixin, SentenceVaePreTrainedModel):
                 input_ids=input_ids, inputs_embeds=inputs_embeds, sentence_ids=sentence_ids, labels=labels
             )
             attention_mask = texts.mask
-        check_unknown(kwargs)
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, self.config.vocab_size)
         mask = check_mask(attention_mask, shape, given.device)
         overlooked = self.config.boundary_dropout if self.training else 0.0

@@ -295,6 +295,7 @@ class SllmModel(SllmPreTrainedModel):
         warn_of_attentions(output_attentions)
         texts, given = None, input_ids if input_ids is not None else inputs_embeds
         if past_key_values is not None or use_cache:
+            check_unknown(kwargs)
             check_cache(past_key_values, sentence_ids, inputs_embeds)
             past_key_values = SllmCache(self.config) if past_key_values is None else past_key_values
         else:
@@ -304,7 +305,6 @@ class SllmModel(SllmPreTrainedModel):
                 input_ids=input_ids, inputs_embeds=inputs_embeds, sentence_ids=sentence_ids
             )
             attention_mask = texts.mask
-        check_unknown(kwargs)
         cache = past_key_values
         goes_on = cache is not None and not cache.is_empty
         shape = check_inputs(input_ids, inputs_embeds, sentence_ids, None if goes_on else self.config.vocab_size)
@@ -675,7 +675,9 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         texts = None
         if past_key_values is None and not use_cache:
             given = input_ids if input_ids is not None else inputs_embeds
-            texts = find_texts(given, attention_mask, position_ids, kwargs)
+            texts, position_ids = find_texts(given, attention_mask, position_ids, kwargs), None
+        else:
+            check_unknown(kwargs)
         if texts is not None:
             if shift_labels is not None:  # what follows the end of a text is another text
                 shift_labels = shift_labels.masked_fill(texts.ends, -100)
@@ -686,8 +688,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
                 labels=labels,
                 shift_labels=shift_labels,
             )
-            attention_mask, position_ids = texts.mask, None
-        check_unknown(kwargs)
+            attention_mask = texts.mask
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         outputs = self.model(
             input_ids,

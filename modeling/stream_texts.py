@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .sentence_segmentation import ranks
 from .stream_layout import pad_rows
-from .validation_inputs import PACKING, check_alike, check_bounds, check_mask, check_positions
+from .validation_inputs import PACKING, check_alike, check_bounds, check_mask, check_positions, check_unknown
 
 
 @dataclass
@@ -58,11 +58,13 @@ def find_texts(
         kwargs: Further arguments of the pass; those in `PACKING` are taken out.
 
     Raises:
+        TypeError: If there are others.
         ValueError: If positions do not count up from 0, or if what tells where texts begin does not fit the batch or
             does not agree.
     """
     packing = {name: kwargs.pop(name) for name in PACKING if name in kwargs}
     packing = {name: values for name, values in packing.items() if values is not None}
+    check_unknown(kwargs)
     if inputs is None or inputs.dim() < 2 or 0 in inputs.shape or (position_ids is None and not packing):
         return None
     shape = tuple(inputs.shape[:2])

@@ -108,6 +108,11 @@ def check_unknown(kwargs: dict[str, Any]) -> None:
     packing = [name for name in PACKING if kwargs.get(name) is not None]
     if packing:
         raise ValueError(f"`{packing[0]}` came with a cache: {NO_CACHE_OF_PACKED}")
+    if "write_index" in kwargs:
+        raise ValueError(
+            "`write_index` was given: continuous batching (`generate_batch`) has a paged cache, which holds no "
+            "sentences. Call `generate`."
+        )
     if unknown := [name for name in kwargs if name not in PACKING]:
         raise TypeError(f"forward() has no argument {', '.join(unknown)}.")
 

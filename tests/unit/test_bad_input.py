@@ -92,6 +92,10 @@ CASES = {
         lambda model, _: model(IDS, seq_idx=SECOND[:, :5]),
         r"`seq_idx` has shape \(2, 5\): it must have \(2, 12\)",
     ),
+    "continuous batching": (
+        lambda model, _: model(IDS[:1], MASK[:1, None, None], cu_seq_lens_k={}, write_index=[], use_cache=False),
+        r"`write_index` was given: continuous batching .* Call `generate`",
+    ),
     "bounds for several rows": (
         lambda model, _: model(IDS, cu_seq_lens_q=torch.tensor([0, 12, 24])),
         "`cu_seq_lens_q` came with a batch of 2 rows: .* Pass `position_ids`",

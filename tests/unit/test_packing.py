@@ -120,6 +120,24 @@ def test_rows_of_a_batch_may_hold_different_numbers_of_texts_and_end_in_padding(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by", ["position_ids", "seq_idx"])
+def test_padding_within_a_text_and_between_texts_does_not_count(by):
+    model = tiny_sllm()
+    mask = torch.ones(1, 60, dtype=torch.long)
+    mask[:, [0, 1, 9, 10, 35, 36, 37]] = 0
+    token_ids, last = torch.zeros_like(mask), torch.tensor(31 - 1)
+    token_ids[mask.bool()] = torch.cat([TEXTS[0], TEXTS[3]])
+    rank = mask.cumsum(1) - 1
+    given = {
+        "position_ids": torch.where(rank > last, rank - last - 1, rank).masked_fill(mask == 0, 0),
+        "seq_idx": (rank > last).long().masked_fill(mask == 0, -1),
+    }
+    logits = model(token_ids, mask, **{by: given[by]}).logits[mask.bool()]
+    alone = torch.cat([model(text[None]).logits[0] for text in (TEXTS[0], TEXTS[3])])
+    torch.testing.assert_close(logits, alone, **TOLERANCE)
+
+
+@torch.no_grad()
 def test_logits_to_keep_and_hidden_states_are_of_the_packed_row():
     model, packed, position_ids = tiny_sllm(stop_head=True), torch.cat(TEXTS)[None], positions(TEXTS)
     whole = model(packed, position_ids=position_ids, output_hidden_states=True)
