@@ -60,7 +60,7 @@ class SllmGenerationMixin(GenerationMixin):
         sentences_at_once: int | None = None,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, with three options more. What is not given is as the generation config has it.
+        """As `GenerationMixin.generate`, with three options more, each by default as the generation config has it.
 
         Args:
             max_sentences: Write at most this many sentences (the one that the prompt leaves open is the first), with
