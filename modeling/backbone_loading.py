@@ -30,7 +30,6 @@ from .validation_loading import (
     check_name,
     check_saving,
     told_where,
-    warn_of_nameless_base,
 )
 
 logger = logging.get_logger(__name__)
@@ -92,11 +91,6 @@ class FromBackboneMixin:
         if getattr(settings, "max_sentences", None) is not None:
             settings._from_model_config = False  # such a one is made anew at loading, and would lose it
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As any module's; peft calls it to save adapters, and says nothing where their base cannot be found again."""
-        warn_of_nameless_base(self)
-        return super().state_dict(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     @torch.no_grad()

@@ -21,6 +21,7 @@ from .stream_attention import each
 from .stream_texts import find_texts
 from .token_losses import LMHead, chunked_token_loss, stop_loss, token_loss
 from .validation_inputs import check_inputs, check_labels, check_mask, warn_of_attentions
+from .validation_loading import warn_of_nameless_base
 
 
 @dataclass
@@ -80,6 +81,11 @@ class SentenceVaePreTrainedModel(PreTrainedModel):
                     init.eye_(module.latent_head.weight)  # means of embeddings stay what they are
         elif isinstance(module, SentenceDecoder):
             unit_linear(module.latent_prefix, getattr(self.config.token_config, "initializer_range", 0.02))
+
+    def state_dict(self, *args, **kwargs):
+        # peft calls it to save adapters, and does not say where their base will not be found again.
+        warn_of_nameless_base(self)
+        return super().state_dict(*args, **kwargs)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         if type(new_embeddings) is nn.Linear:  # as a resized vocabulary brings

@@ -53,7 +53,8 @@ def recipe_file(tmp_path, monkeypatch):
 
     def write(**changes) -> Path:
         values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
-        values.update({"disable_tqdm": True, "output_dir": str(tmp_path / "run"), **changes})
+        texts = dict.fromkeys(("train_data", "valid_data"), str(RECIPES / "tiny.jsonl"))
+        values.update({**texts, "disable_tqdm": True, "output_dir": str(tmp_path / "run"), **changes})
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
         return file

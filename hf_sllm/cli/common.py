@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+import hf_sllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +17,22 @@ app = typer.Typer(
     help="A sentence level for any Hugging Face causal language model.", no_args_is_help=True, add_completion=False
 )
 errors = Console(stderr=True)
+
+
+def show_version(wanted: bool) -> None:
+    """Prints which version is installed, and ends."""
+    if wanted:
+        typer.echo(f"hf-sllm {hf_sllm.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def load_with_latents(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -55,11 +73,13 @@ def load_sllm(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
-    """Turns the errors that a user can cause into a message and an exit status."""
+    """Within it a command does its work: the models are registered, and the errors that a user can cause become a
+    message and an exit status."""
     # A config's own checks raise this, with the ValueError inside.
     from huggingface_hub.errors import StrictDataclassError
 
     try:
+        hf_sllm.register()
         yield
     except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)

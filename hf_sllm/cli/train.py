@@ -15,13 +15,18 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with the package.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     output_dir: Annotated[Path | None, typer.Option(help="Where to save; by default what the recipe says.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change: `sllm_config.num_latents=2`."),
+    ] = None,
 ) -> None:
     """Train an SLLM by a recipe, and measure it beside its baseline."""
     with told_plainly():
         from hf_sllm.training import load_recipe
         from hf_sllm.training import train as run
+        from hf_sllm.training.recipe import load_changes
 
-        run(load_recipe(recipe, output_dir), resume=resume)
+        run(load_recipe(recipe, output_dir, load_changes(changes or [])), resume=resume)
 
 
 @app.command()

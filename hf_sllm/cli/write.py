@@ -1,5 +1,6 @@
 """Commands that write texts, and serve what writes them."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +12,9 @@ from .common import app, errors, load_sllm, told_plainly
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the text begins with; it may be empty.")] = "",
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the text begins with; it may be empty. By default what a pipe brings.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Path or name of an SLLM; by default the embedded one.")] = None,
     max_sentences: Annotated[int, typer.Option(min=1, help="Write at most so many sentences.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Write at most so many tokens.")] = 400,
@@ -41,7 +44,8 @@ def generate(
         set_seed(seed)
         given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         sampling = {name: value for name, value in given.items() if value is not None}
-        ids = [start_token_id(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        text = read_pipe() if prompt is None else prompt
+        ids = [start_token_id(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
         streamer = SentenceStreamer(tokenizer, lambda text: typer.echo(text, nl=False))
         input_ids = torch.tensor([ids])
         language_model.generate(  # type: ignore[operator]
@@ -60,6 +64,13 @@ def generate(
         style="dim",
         highlight=False,
     )
+
+
+def read_pipe() -> str:
+    """What is piped into the command, without the line break that ends it; empty at a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.read().removesuffix("\n")
 
 
 @app.command()

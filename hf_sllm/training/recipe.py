@@ -192,7 +192,7 @@ class Recipe(NamedTuple):
 def load_recipe(
     path: str | Path, output_dir: str | Path | None = None, changes: dict[str, Any] | None = None
 ) -> Recipe:
-    """Reads a recipe. Paths in it are relative to the current folder.
+    """Reads a recipe. Paths in it are relative to the current folder; texts may also lie beside the recipe.
 
     Args:
         path: A YAML file, or the name of one of the recipes that come with the package.
@@ -209,6 +209,8 @@ def load_recipe(
     if output_dir is not None:
         values["output_dir"] = str(output_dir)
     _check_keys(file, values)
+    for name in ("train_data", "valid_data"):
+        values[name] = texts_of(values[name], file.parent)
     try:
         recipe = Recipe(*HfArgumentParser(KINDS).parse_dict(values))
     except (TypeError, ValueError, ImportError) as error:
@@ -232,9 +234,38 @@ def load_recipe(
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values with some changed; where a value is a mapping, entry by entry."""
-    within = {key: {**values[key], **value} for key, value in changes.items() if isinstance(values.get(key), dict)}
-    return {**values, **changes, **within}
+    """Values with some changed; where both are mappings, entry by entry."""
+    both = {key for key, value in changes.items() if isinstance(value, dict) and isinstance(values.get(key), dict)}
+    return {**values, **changes, **{key: merge(values[key], changes[key]) for key in both}}
+
+
+def load_changes(texts: list[str]) -> dict[str, Any]:
+    """The `changes` that `key=value` says, each value as YAML has it; dots lead into mappings.
+
+    Raises:
+        ValueError: If one of the texts is not of this form.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ValueError(f"{text!r} changes no key of the recipe: write `key=value`, e.g. `max_steps=100`.")
+        try:
+            change: Any = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value of {text!r} is not YAML: {error}") from error
+        for name in reversed(key.split(".")):
+            change = {name: change}
+        changes = merge(changes, change)
+    return changes
+
+
+def texts_of(names: Any, folder: Path) -> Any:
+    """Names of texts, where those that are not found from the current folder and lie beside the recipe have its."""
+    if isinstance(names, list):
+        return [texts_of(name, folder) for name in names]
+    beside = isinstance(names, str) and not Path(names).exists() and (folder / names).is_file()
+    return str(folder / names) if beside else names
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

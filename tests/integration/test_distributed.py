@@ -54,6 +54,7 @@ def test_two_processes_reach_the_losses_and_weights_of_one(name, tmp_path, monke
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
     values["sllm_config"].update(stop_head=True, reconstruction_weight=0.5)
+    values.update(dict.fromkeys(("train_data", "valid_data"), str(RECIPES / "tiny.jsonl")))
     values.update(max_steps=4, logging_steps=1, save_strategy="no", dataloader_drop_last=True, disable_tqdm=True)
     values.update(baseline=name == "ddp", report_to="none", ddp_timeout=60)
     for processes in (1, 2):

@@ -1,17 +1,24 @@
 """The command writes what `generate` returns, and says plainly what is wrong."""
 
 import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import hf_sllm
 from hf_sllm import SllmForCausalLM
 from hf_sllm.cli import app
 from hf_sllm.data import train_tokenizer
 from hf_sllm.streaming import SentenceStreamer
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "The owl said"
 
 
@@ -43,6 +50,65 @@ def saved(backbone, tokenizer, tmp_path_factory):
 
 def run(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_version_is_said():
+    assert run("--version").stdout == f"hf-sllm {hf_sllm.__version__}\n"
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_help_loads_neither_torch_nor_transformers(script, tmp_path):
+    """Away from the repository, as the installed script and as a module."""
+    (tmp_path / "hf-sllm").write_text("from hf_sllm.cli import app\napp()\n")
+    command = [tmp_path / "hf-sllm"] if script else ["-m", "hf_sllm.cli"]
+    run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-X", "importtime", *command, "--help"], **run)
+    assert done.returncode == 0 and "generate" in done.stdout, done.stderr[-2000:]
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "hf_sllm.cli.train" in imported and not {"torch", "transformers", "datasets", "numpy"} & imported
+    # What begins to work has the models registered.
+    done = subprocess.run([sys.executable, *command, "eval", "/nowhere", "--data", "x", "--measures", "bits"], **run)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+def test_a_prompt_comes_from_a_pipe(saved):
+    options = ["generate", "--model", str(saved), "--greedy", "--max-new-tokens", "20"]
+    given = run("generate", PROMPT, *options[1:])
+    piped = CliRunner().invoke(app, options, input=PROMPT + "\n")
+    assert piped.exit_code == 0 and given.stdout.startswith(PROMPT)
+    assert piped.stdout == given.stdout
+
+
+def test_train_changes_keys_of_a_recipe_and_runs_anywhere(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    changes = ["max_steps=1", "sllm_config.num_latents=3", "sllm_config.latent_size=8", "baseline=false"]
+    result = run("train", "tiny", *changes, "disable_tqdm=true", "report_to=none", "save_strategy='no'")
+    assert result.exit_code == 0, result.output
+    config = AutoConfig.from_pretrained(tmp_path / "runs" / "tiny")
+    assert (config.num_latents, config.latent_size, config.decoder_context_length) == (3, 8, 8)
+    assert [line["name"] for line in json.loads((tmp_path / "runs" / "tiny" / "results.json").read_text())] == ["SLLM"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("max_step=2", "unknown key 'max_step': did you mean 'max_steps'?"),
+        ("max_steps", "'max_steps' changes no key of the recipe: write `key=value`"),
+        ("sllm_config..x=2", "changes no key of the recipe"),
+        ("max_steps=[1", "the value of 'max_steps=[1' is not YAML"),
+        ("sllm_config.num_latent=2", "SllmConfig has no field num_latent"),
+    ],
+)
+def test_a_change_that_cannot_be_is_said_without_a_traceback(change, message, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    result = run("train", "tiny", change, "--output-dir", tmp_path / "run")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, ""])

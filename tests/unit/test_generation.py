@@ -343,7 +343,7 @@ def test_sentences_written_side_by_side_have_no_states_of_the_text():
 
 
 def test_what_the_generation_config_says_is_as_if_it_was_given_and_is_saved(tmp_path):
-    model, prompt = tiny_sllm(max_sentence_length=30), random_ids(1, 12)
+    model, prompt = tiny_sllm(boundary_token_ids=[60], max_sentence_length=15), random_ids(1, 12)
     expected = model.generate(prompt, max_sentences=6, do_sample=False)
     assert expected.shape[1] > 12 + 20  # longer than where transformers ends a text of which it knows no length
     model.generation_config.max_sentences = 6
