@@ -75,6 +75,8 @@ class Job:
     progress: bool = True
 
     def __post_init__(self):
+        if isinstance(self.data, str | Path):
+            raise ValueError(f"`data` is {str(self.data)!r}: it must be a list of sources.")
         for name in ("part_rows", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 1.")

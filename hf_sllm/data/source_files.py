@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ class SourceFile:
     """A file of a source.
 
     Attributes:
-        name: Of a local file its path from the folder in which all local files of the sources are; of a dataset on the
-            Hub, or of a folder, the dataset's name, the split and the number of the file.
-        bytes: The size of a local file; else `None`.
+        name: Of a local file its path from the folder in which all local files of the sources are, the same wherever
+            that folder is; of a dataset on the Hub, or of a folder, its name, the split and the number of the file.
+        bytes: The size of a local file that is a source or matches one; else `None`.
         source: What to open.
         shard: Which of the shards of the opened source it is; `None` if it is all of it.
     """
@@ -55,9 +56,12 @@ def find_source_files(names: Sequence[str], split: str) -> list[SourceFile]:
         if source.files:
             found += (_local(source, Path(file), folder) for file in source.files)
         else:
-            shards = open_source(source, streaming=True).num_shards
-            found += (SourceFile(f"{source.name}/{split}/{shard}", None, source, shard) for shard in range(shards))
-    twice = sorted({file.name for file in found if [other.name for other in found].count(file.name) > 1})
+            opened = open_source(source, streaming=True)
+            if opened is None:
+                raise ValueError(f"{source.name} holds no rows.")
+            name = Path(source.name).name if Path(source.name).is_dir() else source.name
+            found += (SourceFile(f"{name}/{split}/{k}", None, source, k) for k in range(opened.num_shards))
+    twice = [name for name, count in Counter(file.name for file in found).items() if count > 1]
     if twice:
         raise ValueError(f"`data` names {twice[0]} twice: name each file once.")
     return found
@@ -75,18 +79,19 @@ def read_tables(file: SourceFile, rows: int, text_column: str, others: Sequence[
     Raises:
         ValueError: If the file cannot be read, or has no such column of text.
     """
+    for table in _tables(file, rows):
+        _check_text(table, file.name, text_column)
+        yield table.select([name for name in table.schema.names if name in (text_column, *others)])
+
+
+def _tables(file: SourceFile, rows: int) -> Iterator[pyarrow.Table]:
+    """All columns of a file; whatever its reader raises, as an error that names the file."""
     try:
         check_surrogates(file.source.name)
         stream = open_source(file.source, streaming=True)
-        if stream is None:
-            return
-        if file.shard is not None:
-            stream = stream.shard(stream.num_shards, file.shard)
-        for table in stream.with_format("arrow").iter(rows):
-            _check_text(table, file.name, text_column)
-            yield table.select([name for name in table.schema.names if name in (text_column, *others)])
-    except ValueError:
-        raise
+        if stream is not None:
+            shard = stream if file.shard is None else stream.shard(stream.num_shards, file.shard)
+            yield from shard.with_format("arrow").iter(rows)
     except Exception as error:
         raise unreadable(file.name, error) from error
 

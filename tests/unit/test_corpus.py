@@ -37,6 +37,7 @@ from hf_sllm.corpus.buckets import in_buckets
 from hf_sllm.corpus.parts import Folder, Part
 from hf_sllm.corpus.sampling import RowSampling, gumbel_noise
 from hf_sllm.data import load_documents, train_tokenizer
+from hf_sllm.data.source_files import find_source_files, read_tables
 
 WORDS = ["the", "owl", "said", "no", "and", "two", "mice", "ran", "to", "an", "old", "house", "by", "the", "sea"]
 SETTINGS = WriteSettings(max_sentences=3, max_new_tokens=12)
@@ -420,6 +421,46 @@ def test_files_without_rows_and_lines_of_text_are_read_too(saved, tmp_path):
     # What is complete is not read again.
     (tmp_path / "b.txt").chmod(0)
     assert write_corpus(corpus, SETTINGS).complete
+
+
+@pytest.mark.parametrize("source", ["folder", "folder/*.jsonl"])
+def test_the_rows_of_a_folder_or_a_pattern_are_those_of_load_documents(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for file in range(3):
+        lines = [json.dumps({"text": prompt(5 * file + number)}) + "\n" for number in range(5)]
+        (tmp_path / "folder" / f"{file}.jsonl").write_text("".join(lines))
+    files = find_source_files([source], "train")
+    tables = [list(read_tables(file, 2, "text", ["id"])) for file in files]
+    assert [[len(table) for table in own] for own in tables] == [[2, 2, 1]] * 3
+    texts = [text for own in tables for table in own for text in table.column("text").to_pylist()]
+    assert texts == load_documents(source)["text"]
+    assert [file.name for file in find_source_files([str(tmp_path / source)], "train")] == [
+        file.name for file in files
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("broken.jsonl.gz", gzip.compress(b'{"text": "No."}\n' * 50, mtime=0)[:-12], "broken.jsonl.gz cannot be read"),
+        ("no.jsonl", b'{"text": "No."}\n{"text": \n', "no.jsonl cannot be read"),
+        ("list.json", rb'["The owl \ud800"]', "list.json has a lone surrogate"),
+        ("numbers.jsonl", b'{"text": 3}\n', "column 'text' of numbers.jsonl holds int64, not text"),
+        ("other.jsonl", b'{"body": "No."}\n', "other.jsonl has no column 'text', only body"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        for file in find_source_files([str(tmp_path / name)], "train"):
+            list(read_tables(file, 10, "text", ["id"]))
+
+
+def test_a_file_that_is_named_twice_is_refused(data):
+    with pytest.raises(ValueError, match="names a.jsonl.gz twice"):
+        find_source_files([str(data / "a.jsonl.gz"), str(data / "*.gz")], "train")
 
 
 def test_the_corpus_can_be_loaded_as_documents(undisturbed, tmp_path, monkeypatch):
