@@ -65,8 +65,8 @@ class SllmGenerationMixin(GenerationMixin):
         latent_seed: int | None = None,
         **kwargs,
     ):
-        """As `GenerationMixin.generate`, with some options more, each by default as the generation config has it. Those
-        called `latent_…` are for a model whose `latent_predictor` samples the latents of each sentence;
+        """As `GenerationMixin.generate`, with some options more, each by default as the generation config has it.
+        Those called `latent_…` are for a model whose `latent_predictor` samples the latents of each sentence;
         `num_return_sequences` then gives different futures.
 
         Args:
