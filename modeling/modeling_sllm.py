@@ -679,8 +679,6 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         else:
             check_unknown(kwargs)
         if texts is not None:
-            if shift_labels is not None:  # what follows the end of a text is another text
-                shift_labels = shift_labels.masked_fill(texts.ends, -100)
             input_ids, inputs_embeds, sentence_ids, labels, shift_labels = texts.unpack(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,
@@ -689,6 +687,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
                 shift_labels=shift_labels,
             )
             attention_mask = texts.mask
+            if shift_labels is not None:  # what follows the end of a text is another text
+                shift_labels = shift_labels.masked_fill(texts.ends, -100)
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         outputs = self.model(
             input_ids,

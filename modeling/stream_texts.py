@@ -23,7 +23,7 @@ class PackedTexts:
         mask: `(T, longest)` bool, true where a token is.
         index: `(T, longest)` index of each token in the flattened input; of no meaning elsewhere.
         place: `(batch, length)` index of each input token in the flattened rows.
-        ends: `(batch, length)` bool, where a text ends and another one follows in the row.
+        ends: `(T, longest)` bool, where a text ends and another one follows in its packed row.
     """
 
     mask: torch.Tensor
@@ -77,7 +77,8 @@ def find_texts(
     text = starts.flatten().cumsum(0) - 1  # (batch * length,)
     index, real = pad_rows(torch.arange(len(text), device=text.device), text, int(text[-1]) + 1)
     place = text * index.shape[1] + ranks(text)
-    return PackedTexts(mask.flatten()[index] & real, index, place.view(shape), F.pad(starts[:, 1:], (0, 1)))
+    ends = F.pad(starts[:, 1:], (0, 1))  # (batch, length)
+    return PackedTexts(mask.flatten()[index] & real, index, place.view(shape), ends.flatten()[index] & real)
 
 
 def text_starts(

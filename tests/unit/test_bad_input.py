@@ -108,6 +108,10 @@ CASES = {
         lambda model, _: model(IDS[:1], cu_seq_lens_k=torch.tensor([0, 6])),
         "`cu_seq_lens_k` ends at 6: the row has 12 positions",
     ),
+    "shifted labels of another length": (
+        lambda model, _: model(IDS, position_ids=TWICE, shift_labels=IDS[:, :5]),
+        r"`labels` has shape \(2, 5\): it must have \(2, 12\)",
+    ),
     "labels of another length than packed texts": (
         lambda model, _: model(IDS, position_ids=TWICE, labels=IDS[:, :5]),
         r"`labels` has shape \(2, 5\): it must have \(2, 12\)",

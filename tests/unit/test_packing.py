@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import BOUNDARIES, OPTIONS, option_model, padded, random_ids, tiny_backbone, tiny_sllm
+from models import BACKBONES, BOUNDARIES, OPTIONS, option_model, padded, random_ids, tiny_backbone, tiny_sllm
 from transformers import DataCollatorWithFlattening
 
 from hf_sllm.modeling import SentenceVaeModel
@@ -227,3 +227,21 @@ def test_a_sentence_vae_reads_texts_as_in_rows_of_their_own():
     torch.testing.assert_close(outputs.hidden_states[-1][0], rows.hidden_states[-1][mask.bool()], **TOLERANCE)
     with pytest.raises(TypeError, match="no argument label_smoothing"):
         model(**batch, label_smoothing=batch["labels"])
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")
+def test_flex_attention_gives_the_logits_of_sdpa():
+    """On CPU it runs forward only; its kernel would take a minute to compile."""
+    model, packed = tiny_sllm(), {"input_ids": torch.cat(TEXTS)[None], "position_ids": positions(TEXTS)}
+    expected = model(**packed).logits
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(model(**packed).logits, expected, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_any_backbone_reads_them_as_in_rows_of_their_own(backbone):
+    model = tiny_sllm(backbone)
+    logits = model(torch.cat(TEXTS)[None], position_ids=positions(TEXTS)).logits
+    torch.testing.assert_close(logits, torch.cat([model(text[None]).logits for text in TEXTS], 1), **TOLERANCE)
