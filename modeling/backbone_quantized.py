@@ -55,7 +55,8 @@ def float_weight(module: Any, like: nn.Linear | Conv1D) -> torch.Tensor | None:
         module.bias = None
     try:
         rows = torch.arange(width, device=device).split(ROWS_AT_ONCE)
-        columns = torch.cat([module(F.one_hot(row, width).to(like.weight.dtype)) for row in rows])
+        # Inputs with a gradient: without one, bitsandbytes packs a layer's weights anew, for a rougher kernel.
+        columns = torch.cat([module(F.one_hot(row, width).to(like.weight.dtype).requires_grad_()) for row in rows])
     finally:
         if bias is not None:
             module.bias = bias
