@@ -65,9 +65,8 @@ def float_weight(module: Any, like: nn.Linear | Conv1D) -> torch.Tensor | None:
 
 def forget_quantization(config: PreTrainedConfig) -> None:
     """Takes out of a config that its weights are quantised: those of encoder and decoder are not."""
-    for name in ("quantization_config", "_is_quantized"):
-        if name in vars(config):
-            delattr(config, name)
+    vars(config).pop("quantization_config", None)
+    vars(config).pop("_is_quantized", None)
 
 
 def share_quantization(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
