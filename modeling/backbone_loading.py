@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae
 from .backbone_quantized import is_float, is_quantized
 from .sentence_segmentation import boundary_tokens
+from .transformers_private import attention_implementation
 from .validation_checkpoint import HUB_KEYWORDS, check_adapter, check_checkpoint, weight_files
 from .validation_loading import (
     check_device_map,
@@ -232,7 +233,7 @@ class FromBackboneMixin:
         model.generation_config = copy.deepcopy(backbone.generation_config)
         not_copied = copy_weights(model, backbone, encoder_layers, decoder_layers)
         if attn_implementation is None:  # then parts of the backbone's kind do as it does
-            own, kind = text_config._attn_implementation, text_config.model_type
+            own, kind = attention_implementation(text_config), text_config.model_type
             parts = ("sentence_encoder_config", "sentence_decoder_config")
             attn_implementation = {name: own for name in parts if getattr(model.config, name).model_type == kind}
         model.set_attn_implementation(attn_implementation)

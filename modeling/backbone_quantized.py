@@ -55,7 +55,8 @@ def float_weight(module: Any, like: nn.Linear | Conv1D) -> torch.Tensor | None:
         module.bias = None
     try:
         rows = torch.arange(width, device=device).split(ROWS_AT_ONCE)
-        columns = torch.cat([module(F.one_hot(row, width).to(like.weight.dtype)) for row in rows])
+        # Inputs with a gradient: without one, bitsandbytes packs a layer's weights anew, for a rougher kernel.
+        columns = torch.cat([module(F.one_hot(row, width).to(like.weight.dtype).requires_grad_()) for row in rows])
     finally:
         if bias is not None:
             module.bias = bias
@@ -64,9 +65,8 @@ def float_weight(module: Any, like: nn.Linear | Conv1D) -> torch.Tensor | None:
 
 def forget_quantization(config: PreTrainedConfig) -> None:
     """Takes out of a config that its weights are quantised: those of encoder and decoder are not."""
-    for name in ("quantization_config", "_is_quantized"):
-        if name in vars(config):
-            delattr(config, name)
+    vars(config).pop("quantization_config", None)
+    vars(config).pop("_is_quantized", None)
 
 
 def share_quantization(model: PreTrainedModel, backbone: PreTrainedModel) -> None:

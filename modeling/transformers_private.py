@@ -30,7 +30,9 @@ PRIVATE_NAMES = {
     # What is read of objects that transformers makes.
     "_adapter_model_path": "where `AutoModel` found an adapter; handed on among `adapter_kwargs`",
     "_attn_implementation": "which attention a part runs with decides how its mask is made",
+    "_from_model_config": "a generation config that was made of a model's loses `max_sentences` when it is read again",
     "_hf_peft_config_loaded": "whether `load_adapter` was called; merging takes the adapters out again",
+    "_is_quantized": "a part's config is copied of a quantised backbone's, and the part is float",
     "_is_stateful": "whether layers pass a state along, which no mask stops; see `validation_backbone`",
     "_pad_token_tensor": "the padding that `generate` settled on, by default an end-of-text token",
     "_raise_exceptions_for_missing_entries": "a file that may be absent is asked for without an exception",

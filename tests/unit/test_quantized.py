@@ -18,18 +18,20 @@ def torchao():
     return TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
 
 
-# The package of each quantiser, its config, and on which device it runs.
+# The package of each quantiser, and its config.
 QUANTIZERS = {
-    "torchao": ("torchao", torchao, "cpu"),
-    "quanto": ("optimum.quanto", lambda: QuantoConfig(weights="int8"), "cpu"),
-    "bitsandbytes 8 bits": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_8bit=True), "cuda"),
-    "bitsandbytes 4 bits": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_4bit=True), "cuda"),
+    "torchao": ("torchao", torchao),
+    "quanto": ("optimum.quanto", lambda: QuantoConfig(weights="int8")),
+    "bitsandbytes 8 bits": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_8bit=True)),
+    "bitsandbytes 4 bits": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_4bit=True)),
 }
 SAVED = [name for name in QUANTIZERS if name != "quanto"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def rows(names):
-    return [pytest.param(name, marks=pytest.mark.gpu if QUANTIZERS[name][2] == "cuda" else ()) for name in names]
+def backbone_to_quantize():
+    """As wide as the blocks in which 4 bits share a scale."""
+    return tiny_backbone(hidden_size=64, intermediate_size=64, head_dim=16)
 
 
 @pytest.fixture
@@ -37,10 +39,10 @@ def quantized(tmp_path):
     """The wrap of a tiny backbone that a quantiser quantised, by its name or loaded before."""
 
     def make(name: str, loaded: bool = False, kind: type = SllmForCausalLM, **given):
-        package, config, device = QUANTIZERS[name]
+        package, config = QUANTIZERS[name]
         pytest.importorskip(package)
-        tiny_backbone().save_pretrained(tmp_path / "backbone")
-        given = {"quantization_config": config(), "device_map": device, **given}
+        backbone_to_quantize().save_pretrained(tmp_path / "backbone")
+        given = {"quantization_config": config(), "device_map": DEVICE, **given}
         if loaded:
             return kind.from_backbone(AutoModelForCausalLM.from_pretrained(tmp_path / "backbone", **given), **GIVEN)
         return kind.from_backbone(tmp_path / "backbone", **given, **GIVEN)
@@ -57,7 +59,7 @@ def kinds_of_weights(model: SllmForCausalLM) -> tuple[set[bool], set[bool]]:
     return set(map(is_float, linear)), set(map(is_float, others))
 
 
-@pytest.mark.parametrize("name", rows(QUANTIZERS))
+@pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_the_linear_layers_of_the_backbone_are_quantised(quantized, name, loaded, dtype):
@@ -65,7 +67,7 @@ def test_only_the_linear_layers_of_the_backbone_are_quantised(quantized, name, l
     assert kinds_of_weights(model) == ({False}, {True})
     parts = (model.model.sentence_encoder, model.model.sentence_decoder, model.model.latent_input, model.lm_head)
     assert {parameter.dtype for part in parts for parameter in part.parameters()} == {dtype}
-    exact = SllmForCausalLM.from_backbone(tiny_backbone(), **GIVEN).to(dtype)
+    exact = SllmForCausalLM.from_backbone(backbone_to_quantize(), **GIVEN).to(dtype)
     for part in ("sentence_encoder", "sentence_decoder"):
         given = getattr(exact.model, part).model.state_dict()
         for key, value in getattr(model.model, part).model.state_dict().items():
@@ -73,7 +75,7 @@ def test_only_the_linear_layers_of_the_backbone_are_quantised(quantized, name, l
     assert model(random_ids(2, 20).to(model.device)).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", rows(QUANTIZERS))
+@pytest.mark.parametrize("name", QUANTIZERS)
 def test_adapters_on_a_quantised_backbone_learn(quantized, name, tmp_path):
     model, token_ids = quantized(name), random_ids(2, 20)
     token_ids = token_ids.to(model.device)
@@ -94,15 +96,17 @@ def test_adapters_on_a_quantised_backbone_learn(quantized, name, tmp_path):
     again = PeftModel.from_pretrained(quantized(name), tmp_path / "adapter")
     # The new parts begin random, and are other ones there.
     again.load_state_dict({k: v for k, v in adapted.state_dict().items() if "language_model" not in k}, strict=False)
-    torch.testing.assert_close(again.eval()(input_ids=token_ids).logits, logits)
+    # On a CPU bitsandbytes computes with 4 bits in one of two ways, one of them rough.
+    near = {"rtol": 0, "atol": 0.1 if "4" in name else 1e-5}
+    torch.testing.assert_close(again.eval()(input_ids=token_ids).logits, logits, **near)
 
 
-@pytest.mark.parametrize("name", rows(SAVED))
+@pytest.mark.parametrize("name", SAVED)
 def test_a_quantised_model_is_saved_and_loaded(quantized, name, tmp_path):
     model = quantized(name, dtype=torch.bfloat16).eval()
     token_ids = random_ids(2, 20).to(model.device)
     model.save_pretrained(tmp_path / "saved")
-    again = SllmForCausalLM.from_pretrained(tmp_path / "saved", device_map=QUANTIZERS[name][2])
+    again = SllmForCausalLM.from_pretrained(tmp_path / "saved", device_map=DEVICE)
     assert kinds_of_weights(again) == ({False}, {True}) and again.dtype == torch.bfloat16
     assert torch.equal(again(token_ids).logits, model(token_ids).logits)
     lora = {"target_modules": r".*language_model.*q_proj", "modules_to_save": AROUND_BACKBONE}
@@ -116,7 +120,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(quantized, t
     assert not (tmp_path / "saved").exists()
 
 
-@pytest.mark.parametrize("name", rows(QUANTIZERS))
+@pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_sentence_vae_of_a_quantised_backbone_is_float(quantized, name, tmp_path):
     model = quantized(name, kind=SentenceVaeModel)
     assert all(map(is_float, model.parameters()))
