@@ -1,6 +1,6 @@
 """Rows of like length together, so that batches waste little padding; and rows that fail, which stop no others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -42,29 +42,27 @@ def in_buckets(
     return found
 
 
-def attempt(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> Iterator[Result | Exception]:
+def attempt(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> list[Result | Exception]:
     """The results of a batch; one that fails is halved, until the items that fail are alone.
 
     So one bad item costs its batch a few calls, and a batch that does not fit into memory is done in parts.
     """
-    try:
-        results: list[Result | Exception] = [*function(batch)]
-    except torch.AcceleratorError:  # the device is of no use afterwards: every later row would fail
-        raise
-    except Exception as error:
-        if len(batch) == 1:
-            # Its traceback would keep alive what the call had in memory.
-            yield error.with_traceback(None)
-            return
-        failed = True
-    else:
-        failed = False
-    if not failed:
-        yield from results
-        return
-    # Outside the handler, where nothing of the failed call is alive any more.
+    results = results_or_error(function, batch)
+    if not isinstance(results, Exception):
+        return [*results]
+    if len(batch) == 1:
+        return [results]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(batch) // 2
-    yield from attempt(function, batch[:middle])
-    yield from attempt(function, batch[middle:])
+    return [*attempt(function, batch[:middle]), *attempt(function, batch[middle:])]
+
+
+def results_or_error(function: Callable[[list[Item]], list[Result]], batch: list[Item]) -> list[Result] | Exception:
+    """What a function returns or raises; but an error of the device, after which every call would fail, is raised."""
+    try:
+        return function(batch)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return error.with_traceback(None)  # which would keep alive what the call had in memory

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .parts import Folder, Part, Written, complete_files, keep_on_disk
+from .parts import Contents, Folder, Part, complete_files, keep_on_disk
 from .results import Corpus
 
 # What reads a folder of parts leaves out what begins like this.
@@ -97,7 +97,7 @@ def update(folder: Folder, about: dict[str, Any]) -> Corpus:
             return found
 
 
-def total(parts: dict[Part, Written], files: int) -> Corpus:
+def total(parts: dict[Part, Contents], files: int) -> Corpus:
     """What is there of a corpus of so many source files."""
     return Corpus(
         rows=sum(written.rows for written in parts.values()),

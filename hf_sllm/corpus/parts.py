@@ -27,7 +27,7 @@ class Part(NamedTuple):
         return f"part-{self.file:05d}-{self.number:05d}.parquet"
 
 
-class Written(NamedTuple):
+class Contents(NamedTuple):
     """What is in a part that is written: rows, how many of them failed, and whether its source file ends with it."""
 
     rows: int
@@ -85,9 +85,9 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._known: dict[Part, Written] = {}
+        self._known: dict[Part, Contents] = {}
 
-    def parts(self) -> dict[Part, Written]:
+    def parts(self) -> dict[Part, Contents]:
         """All parts that are written, by whatever process."""
         import pyarrow.parquet as parquet
 
@@ -95,7 +95,7 @@ class Folder:
         for part in there - self._known.keys():
             about = parquet.read_metadata(self.path / part.name)
             kept = about.metadata or {}
-            self._known[part] = Written(about.num_rows, int(kept.get(b"errors", 0)), kept.get(b"last") == b"True")
+            self._known[part] = Contents(about.num_rows, int(kept.get(b"errors", 0)), kept.get(b"last") == b"True")
         return {part: self._known[part] for part in sorted(there)}
 
     def write(self, part: Part, table: "pyarrow.Table", last: bool) -> None:
@@ -123,7 +123,7 @@ class Folder:
                 (self.path / found[0]).unlink(missing_ok=True)
 
 
-def complete_files(parts: Mapping[Part, Written]) -> set[int]:
+def complete_files(parts: Mapping[Part, Contents]) -> set[int]:
     """The source files of which all parts are written."""
     written = Counter(part.file for part in parts)
     return {part.file for part, about in parts.items() if about.last and written[part.file] == part.number + 1}

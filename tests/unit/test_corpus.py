@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from models import tiny_backbone
+from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_sllm import SllmForCausalLM
@@ -38,6 +39,7 @@ from hf_sllm.corpus.parts import Folder, Part
 from hf_sllm.corpus.sampling import RowSampling, gumbel_noise
 from hf_sllm.data import load_documents, train_tokenizer
 from hf_sllm.data.source_files import find_source_files, read_tables
+from hf_sllm.embedded import embedded_checkpoint
 
 WORDS = ["the", "owl", "said", "no", "and", "two", "mice", "ran", "to", "an", "old", "house", "by", "the", "sea"]
 SETTINGS = WriteSettings(max_sentences=3, max_new_tokens=12)
@@ -352,6 +354,15 @@ def test_a_text_of_any_length_has_the_latents_that_it_has_whole(model, tokenizer
     assert cut["sentences"] == whole["sentences"] and "".join(cut["sentences"][0]) == rows["text"][0]
     for some, others in zip(cut["latents"], whole["latents"], strict=True):
         assert np.allclose(some, others, atol=1e-5)
+
+
+def test_a_sentence_vae_embeds_sentences_without_a_start_token():
+    vae = AutoModel.from_pretrained(embedded_checkpoint("sentence-vae"))
+    own = AutoTokenizer.from_pretrained(embedded_checkpoint("sentence-vae"))
+    found = SentenceEmbedder(vae, own, EmbedSettings("float32"))({"id": ["a"], "text": ["The owl said no. Two ran."]})
+    assert found["sentences"] == [["The owl said no.", " Two ran."]]
+    expected = vae.eval().encode(own(["The owl said no. Two ran."], return_tensors="pt")["input_ids"])
+    assert np.allclose(np.stack(found["latents"][0]), expected.flatten(1).detach(), atol=1e-5)
 
 
 def test_a_start_token_that_closes_a_sentence_is_no_sentence_of_the_text(model, tokenizer):
