@@ -141,10 +141,10 @@ def test_a_row_that_fails_says_why_and_stops_no_other(undisturbed):
     assert all((row["written"] is None) == (row["error"] is not None) for row in rows_of(undisturbed))
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampled", "narrowed"])
-def test_a_row_has_the_text_that_it_has_alone_in_any_batch_and_order(kind, model, tokenizer):
+@pytest.mark.parametrize("kind, max_sentences", [("greedy", 4), ("sampled", 1), ("narrowed", 4)])
+def test_a_row_has_the_text_that_it_has_alone_in_any_batch_and_order(kind, max_sentences, model, tokenizer):
     options = {"greedy": {"greedy": True}, "sampled": {}, "narrowed": {"temperature": 1.5, "top_k": 20, "top_p": 0.9}}
-    settings = WriteSettings(max_sentences=4, max_new_tokens=20, **options[kind])
+    settings = WriteSettings(max_sentences=max_sentences, max_new_tokens=20, **options[kind])
     rows = {"id": [str(number) for number in range(9)], "text": [prompt(number) for number in range(9)]}
     together = TextWriter(model, tokenizer, settings, batch_size=9)(rows)
     backwards = {name: values[::-1] for name, values in rows.items()}
@@ -152,6 +152,8 @@ def test_a_row_has_the_text_that_it_has_alone_in_any_batch_and_order(kind, model
     alone = TextWriter(model, tokenizer, settings, batch_size=1)(rows)
     assert alone == together
     assert len(set(together["written"])) == 9
+    if max_sentences == 1:  # rows that are done are filled until the last one is
+        assert len(set(together["tokens"])) > 1 and set(together["sentences"]) == {1}
 
 
 def test_sampling_goes_by_the_id_and_the_seed_alone(model, tokenizer):
