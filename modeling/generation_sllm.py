@@ -120,6 +120,17 @@ class SllmGenerationMixin(GenerationMixin):
                 )
         return super().generate(inputs, generation_config, *args, **kwargs)
 
+    def generate_batch(self, *args, **kwargs):
+        """Refused: a paged cache holds no sentences, and transformers would give back empty texts.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "`generate_batch` keeps tokens in a paged cache, which holds no sentences: call `generate` with a padded "
+            "batch. In TRL, set `use_transformers_continuous_batching=False`."
+        )
+
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, tokenizer=None, assistant_tokenizer=None, **kwargs):
         # Stop strings need a tokenizer, and transformers hands it on to where it is of no use.

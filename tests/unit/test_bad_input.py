@@ -210,3 +210,8 @@ def test_a_sentence_longer_than_the_maximum_is_cut_there():
 @torch.no_grad()
 def test_a_text_of_one_token_has_logits():
     assert tiny_sllm()(torch.tensor([[1]])).logits.isfinite().all()
+
+
+def test_continuous_batching_is_refused_before_it_gives_empty_texts():
+    with pytest.raises(NotImplementedError, match="`generate_batch` keeps tokens in a paged cache.*call `generate`"):
+        tiny_sllm().generate_batch([[3, 4, 5]])
