@@ -134,7 +134,9 @@ def check_positions(
         raise ValueError(f"`position_ids` has shape {tuple(position_ids.shape)}: it must have {tuple(mask.shape)}.")
     position_ids = position_ids.to(mask.device).expand_as(mask)
     if begins:
-        wrong = (mask & (mask.cumsum(1) == 1) & (position_ids != 0)).nonzero()
+        # Transformers' drafts come with positions that count padding at the left, too.
+        column = torch.arange(mask.shape[1], device=mask.device)
+        wrong = (mask & (mask.cumsum(1) == 1) & (position_ids != 0) & (position_ids != column)).nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
             raise ValueError(

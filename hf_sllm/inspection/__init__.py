@@ -4,10 +4,10 @@
 """
 
 from .findings import findings
-from .lens import LensSentence, print_lens, sentence_lens
 from .plots import plot_latents
 from .results import LatentHealth
 from .run import inspect_latents
+from .sentence_lens import LensSentence, print_lens, sentence_lens
 from .tables import print_latents
 
 __all__ = [
