@@ -76,8 +76,13 @@ class SllmConfig(SentenceVaeConfig):
 
     @property
     def has_linear_predictor(self) -> bool:
-        """Whether latents are predicted by a map alone: then texts have an exact likelihood."""
+        """Whether latents are predicted by a map alone."""
         return self.latent_predictor is None or self.latent_predictor["type"] == "linear"
+
+    @property
+    def samples_latents(self) -> bool:
+        """Whether latents are sampled: then texts have no exact likelihood."""
+        return not self.has_linear_predictor and self.latent_predictor["type"] != "mse"
 
     @property
     def latent_prediction_weight(self) -> float:

@@ -224,7 +224,6 @@ def sample_latents_by(
     """Tells a cache how latents are sampled, and the seeds of its rows: those of a batch of texts, each of which
     stands there once for each future, or once for each beam. A cache that goes on keeps the seeds it has."""
     told = {name: getattr(generation_config, f"latent_{name}", None) for name in SETTINGS}
-    told = {name: value for name, value in told.items() if value is not None}
     cache.latent_sampling = LatentSampling.of(cache.config.latent_predictor, **told)
     seed = getattr(generation_config, "latent_seed", None)
     if seed is None and cache.latent_seeds is not None:

@@ -52,8 +52,9 @@ class LatentSampling(NamedTuple):
 
     @classmethod
     def of(cls, settings: dict[str, Any], **changes: Any) -> "LatentSampling":
-        """As a config's `latent_predictor` says, but for these changes."""
-        return cls(**{**{name: settings[name] for name in SETTINGS}, **changes})
+        """As a config's `latent_predictor` says, but for those of these changes that are not `None`."""
+        told = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{**{name: settings[name] for name in SETTINGS}, **told})
 
 
 class LatentPredictor(nn.Module):

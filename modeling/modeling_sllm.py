@@ -39,6 +39,7 @@ from .validation_inputs import (
     check_cache,
     check_inputs,
     check_labels,
+    check_latent_options,
     check_length,
     check_mask,
     check_positions,
@@ -597,7 +598,9 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         futures: int = 1,
         diversity: float = 0.0,
         latent_seed: int = 0,
-        **sampling: float,
+        latent_steps: int | None = None,
+        latent_guidance_scale: float | None = None,
+        latent_noise_scale: float | None = None,
     ) -> torch.Tensor:
         """Latents `(batch * futures, count, num_latents, latent_size)` of the sentences to come, of which none is
         written: the backbone reads its own predictions (continuous inference, arXiv 2505.22202). `decode_latents`
@@ -610,12 +613,14 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             futures: Ways in which each text may go on, one after the other.
             diversity: How strongly the futures of a text push each other apart, with a predictor of type `flow`.
             latent_seed: Of a text's first future, where latents are sampled; the others have the next ones.
-            sampling: `steps`, `guidance_scale` and `noise_scale`, see `LatentSampling`.
+            latent_steps, latent_guidance_scale, latent_noise_scale: As in `generate`.
 
         Raises:
-            ValueError: If `count` is below 1, or the model's predictions are not what its backbone reads.
+            ValueError: If a number cannot be, or the model's predictions are not what its backbone reads.
         """
         check_predict_ahead(self.config, count, futures, diversity)
+        told = {"steps": latent_steps, "guidance_scale": latent_guidance_scale, "noise_scale": latent_noise_scale}
+        check_latent_options(self.config, {f"latent_{name}": value for name, value in told.items()})
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         layout, latents = self.model.encode_all(input_ids, mask, None)
         closed = layout.sentence_closed
@@ -623,7 +628,7 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         latents, is_sentence = latents.repeat_interleave(futures, 0), is_sentence.repeat_interleave(futures, 0)
         cache, predicted = SllmCache(self.config), []
         cache.latent_sampling = LatentSampling.of(
-            self.config.latent_predictor, futures=futures, diversity=diversity, **sampling
+            self.config.latent_predictor, futures=futures, diversity=diversity, **told
         )
         seeds = torch.arange(latent_seed, latent_seed + futures, device=input_ids.device)
         cache.latent_seeds = seeds.repeat(len(input_ids))

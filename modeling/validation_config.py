@@ -54,7 +54,7 @@ def check_config(config: PreTrainedConfig) -> None:
     if "text_config" in config.sub_configs and not config.has_linear_predictor and config.next_latent_weight > 0:
         raise ValueError(
             f"`next_latent_weight` is {config.next_latent_weight}: a `latent_predictor` of type "
-            f"{config.latent_predictor['type']!r} samples latents, and `sentences_at_once` needs the ones that a map "
+            f"{config.latent_predictor['type']!r} is no map, and `sentences_at_once` needs the latents that one "
             "gives: leave one of both out."
         )
     if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:

@@ -228,7 +228,7 @@ def check_latent_options(config: PreTrainedConfig, options: dict[str, Any]) -> N
     """Refuses options of sampling latents that cannot be, or where nothing is sampled."""
     options = {name: value for name, value in options.items() if name.startswith("latent_") and value is not None}
     for name, value in options.items():
-        if config.has_linear_predictor or config.latent_predictor["type"] == "mse":
+        if not config.samples_latents:
             raise ValueError(
                 f"`{name}` is {value}, and the latents of this model are not sampled: leave it out, or train a model "
                 "whose `latent_predictor` has the type `flow` or `diffusion`."

@@ -90,7 +90,12 @@ def evaluate(
         stride=stride,
         seed=seed,
         sides=[
-            Side(name, one.config.model_type, one.num_parameters(), samples_latents=samples_latents(one.config))
+            Side(
+                name,
+                one.config.model_type,
+                one.num_parameters(),
+                samples_latents=getattr(one.config, "samples_latents", False),
+            )
             for name, one in zip(names, models, strict=True)
         ],
         versions={name: version(name) for name in VERSIONS_OF},
@@ -115,12 +120,6 @@ def _load(name: str) -> PreTrainedModel:
     is_vae = not is_adapter and AutoConfig.from_pretrained(name).model_type == "sentence_vae"
     model: Any = (AutoModel if is_vae else AutoModelForCausalLM).from_pretrained(name, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def samples_latents(config: PreTrainedConfig) -> bool:
-    """Whether such a model samples the latents of sentences, so that its likelihood is that of a sample."""
-    predictor = getattr(config, "latent_predictor", None) or {"type": "linear"}
-    return predictor["type"] in ("flow", "diffusion")
 
 
 def _rules(
@@ -181,32 +180,21 @@ def _likelihood(model: PreTrainedModel, given: Settings) -> Likelihood:
     return Likelihood(total, by_sentence_length(scores), stopping(scores))
 
 
-def _drawn(measure: Callable[..., Any]) -> Callable[[PreTrainedModel, Settings], Any]:
-    """A measure that draws what it looks at."""
+def _drawn(measure: Callable[..., Any], by_rule: bool = False) -> Callable[[PreTrainedModel, Settings], Any]:
+    """A measure that draws something; it may have to be told where sentences end."""
 
     def run(model: PreTrainedModel, given: Settings) -> Any:
         return measure(
             model,
             given.tokenizer,
             given.documents,
-            given.rule,
+            *([given.rule] if by_rule else []),
             batch_size=given.batch_size,
             seed=given.seed,
             progress=given.progress,
         )
 
     return run
-
-
-def _brier(model: PreTrainedModel, given: Settings) -> Any:
-    return brier_lm(
-        model,
-        given.tokenizer,
-        given.documents,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=given.progress,
-    )
 
 
 def _reconstruction(model: PreTrainedModel, given: Settings) -> Any:
@@ -221,31 +209,20 @@ def _shortlist(model: PreTrainedModel, given: Settings) -> Any:
     )
 
 
-def _latent_prediction(model: PreTrainedModel, given: Settings) -> Any:
-    return latent_prediction(
-        model,
-        given.tokenizer,
-        given.documents,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=given.progress,
-    )
-
-
 def _parallel(model: PreTrainedModel, given: Settings) -> Any:
     return parallel_cost(model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress)
 
 
 MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "likelihood": _likelihood,
-    "context": _drawn(context_use),
-    "needle": _drawn(needle),
-    "writing": _drawn(writing),
-    "brier": _brier,
+    "context": _drawn(context_use, by_rule=True),
+    "needle": _drawn(needle, by_rule=True),
+    "writing": _drawn(writing, by_rule=True),
+    "brier": _drawn(brier_lm),
     "reconstruction": _reconstruction,
     "shortlist": _shortlist,
     "parallel": _parallel,
-    "latent_prediction": _latent_prediction,
+    "latent_prediction": _drawn(latent_prediction),
 }
 
 # Measures taken by default only where the config gives this loss a weight: without it most models cannot be measured.

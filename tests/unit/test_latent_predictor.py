@@ -240,7 +240,7 @@ def test_settings_that_cannot_be_are_refused(fields, message):
 
 
 def test_parallel_sentences_need_a_map():
-    with pytest.raises(ValueError, match="`next_latent_weight` is 0.5: a `latent_predictor` of type 'flow' samples"):
+    with pytest.raises(ValueError, match="`next_latent_weight` is 0.5: a `latent_predictor` of type 'flow' is no map"):
         tiny_sllm(latent_predictor={"type": "flow"}, next_latent_weight=0.5)
 
 
@@ -289,8 +289,10 @@ def test_in_training_a_share_of_what_the_backbone_reads_is_its_own(monkeypatch):
 def test_where_predictions_are_not_what_the_backbone_reads_nothing_is_predicted_ahead():
     with pytest.raises(ValueError, match="`latent_predictor` of this model is a map"):
         option_model("default").predict_ahead(random_ids(1, 20))
-    with pytest.raises(ValueError, match="`count` is 0: it must be at least 1"):
-        option_model("flow").predict_ahead(random_ids(1, 20), count=0)
+    for given in ({"count": 0}, {"futures": 0}, {"latent_steps": 0}):
+        (name,) = given
+        with pytest.raises(ValueError, match=f"`{name}` is 0: it must be .*at least 1"):
+            option_model("flow").predict_ahead(random_ids(1, 20), **given)
 
 
 @pytest.mark.parametrize("count, dimensions", [(8, 2), (8, 32), (8, 512), (2, 32)])
