@@ -122,7 +122,9 @@ def _write_on(model: Any, token_ids: torch.Tensor, latents: torch.Tensor) -> tor
     """The tokens of one more sentence after whole ones, `(1, length)`, if the backbone predicted these latents `(1,
     sentences + 1, num_latents, latent_size)`."""
     with latents_replaced(model.base_model.sentence_decoder, latents):
-        text = model.generate(token_ids, max_sentences=1, do_sample=False, num_beams=1)
+        # With a mask, or a start token that is the padding's too would be taken for padding.
+        mask = torch.ones_like(token_ids)
+        text = model.generate(token_ids, attention_mask=mask, max_sentences=1, do_sample=False, num_beams=1)
     return text[0, token_ids.shape[1] :]
 
 
