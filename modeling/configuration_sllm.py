@@ -34,6 +34,9 @@ class SllmConfig(SentenceVaeConfig):
         next_latent_weight (`float`): Weight in training of telling what the backbone will read of the next sentence.
             Above 0 the model has a head for it, which `generate(sentences_at_once=…)` needs. Nothing but that head
             learns from it.
+        contrastive_weight (`float`): Weight in training of telling, by its predicted latents, each sentence from the
+            others of the batch.
+        contrastive_temperature (`float`): Cosines are divided by it there.
     """
 
     model_type = "sllm"
@@ -73,6 +76,8 @@ class SllmConfig(SentenceVaeConfig):
     reconstruction_weight: float = interval(min=0.0)(default=0.0)
     bag_of_words_weight: float = interval(min=0.0)(default=0.0)
     next_latent_weight: float = interval(min=0.0)(default=0.0)
+    contrastive_weight: float = interval(min=0.0)(default=0.0)
+    contrastive_temperature: float = interval(min=1e-3)(default=0.1)
 
     @property
     def has_linear_predictor(self) -> bool:

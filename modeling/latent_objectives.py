@@ -1,8 +1,10 @@
-"""What latents are trained for beside the text: their noise, their KL term, and telling the next ones ahead."""
+"""What latents are trained for beside the text: their noise, their KL term, telling the next ones ahead, and telling
+them from others."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .configuration_sentence_vae import SentenceVaeConfig
@@ -55,6 +57,39 @@ def next_latent_loss(
     variance = (inputs - inputs.mean(-1, keepdim=True)).pow(2).mean(-1)
     error = (head(states.detach()).float() - inputs).pow(2).mean(-1)
     return (error / variance.clamp(min=1e-8) * scored_tokens(layout, targets)).sum()
+
+
+def contrastive_loss(
+    predicted: torch.Tensor, latents: torch.Tensor, layout: SentenceLayout, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """InfoNCE: by its prediction each closed sentence is to be found among all of the batch (arXiv 2505.22202, CTX-C;
+    arXiv 1807.03748). Each counts as often as it has tokens that are scored. No gradient flows into the latents.
+
+    Sentences of the same words are no mistake for each other: such pairs are left out.
+
+    Args:
+        predicted: `(C, num_latents * latent_size)` of the C closed sentences.
+        latents: `(C, num_latents, latent_size)`, those of the encoder.
+        layout: Of all sentences.
+        targets: `(N,)` the tokens themselves; -100 is left out.
+        temperature: The cosines are divided by it.
+    """
+    # In float32: at a temperature of 0.1, what bfloat16 rounds off a cosine is a tenth of a nat.
+    foretold, own = (F.normalize(value.flatten(1).float(), dim=1) for value in (predicted, latents.detach()))
+    words = words_of_sentences(layout, targets)
+    is_same = (words[:, None] == words) & ~torch.eye(len(words), dtype=torch.bool, device=words.device)
+    likeness = (foretold @ own.T / temperature).masked_fill(is_same, -torch.inf)  # (C, C)
+    cost = F.cross_entropy(likeness, torch.arange(len(words), device=words.device), reduction="none")
+    return (cost * scored_tokens(layout, targets)).sum()
+
+
+def words_of_sentences(layout: SentenceLayout, token_ids: torch.Tensor) -> torch.Tensor:
+    """`(C,)` a number for each closed sentence, the same for the same tokens `(N,)`: a polynomial hash of 64 bits."""
+    offset = layout.token_offset
+    powers = torch.full_like(offset, 6364136223846793005).cumprod(0)  # which wraps around; an odd factor keeps all bits
+    terms = (token_ids + 101) * powers[offset]
+    hashed = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, terms)
+    return hashed[layout.sentence_closed]
 
 
 def scored_tokens(layout: SentenceLayout, targets: torch.Tensor) -> torch.Tensor:

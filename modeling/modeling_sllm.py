@@ -22,7 +22,14 @@ from .configuration_sllm import SllmConfig
 from .generation_sllm import SllmGenerationMixin
 from .latent_denoiser import LatentDenoiser, init_denoiser
 from .latent_memory import LatentMemory, MemoryLayer, init_memory_layer
-from .latent_objectives import NextLatentHead, kl_divergence, next_latent_loss, sample_latents, scored_tokens
+from .latent_objectives import (
+    NextLatentHead,
+    contrastive_loss,
+    kl_divergence,
+    next_latent_loss,
+    sample_latents,
+    scored_tokens,
+)
 from .latent_predictor import LATENT_PREDICTORS, LatentSampling, sentence_noise
 from .modeling_sentence_vae import SentenceVaePreTrainedModel, unit_linear
 from .sentence_decoder import SentenceDecoder, closed_reconstruction
@@ -69,7 +76,7 @@ class SllmModelOutput(BaseModelOutputWithPast):
         layout: The sentences. Of several texts in one row, each is a row of its own here.
         token_embeds: `(N, width)` of the tokens that the decoder reads.
         next_latents: The backbone's states `(C, width)` from which those sentences are predicted, and what it reads
-            for them, `(C, width)`; with a `next_latent_weight`.
+            for them, `(C, width)`; with a `next_latent_weight` or a `contrastive_weight`.
         latent_prediction: `(C,)` in training, what predicting the latents of each sentence cost; with a
             `latent_predictor` that is no map.
     """
@@ -476,7 +483,7 @@ class SllmModel(SllmPreTrainedModel):
                 cache.append(memory=written[0])
                 written = cache.written
         next_latents = None
-        if begins and self.config.next_latent_weight > 0:
+        if begins and max(self.config.next_latent_weight, self.config.contrastive_weight) > 0:
             next_latents = (states[:, :-1][sentence_mask], embeds[:, 1:][sentence_mask])
         if learns:
             # The decoder learns from what was encoded, and the predictor to say it. Of a sentence that stays open it
@@ -755,6 +762,11 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
             sums["bag_of_words"] = bag_of_words_loss(outputs.last_hidden_state, layout, own, *heads)
         if self.config.next_latent_weight > 0:
             sums["next_latent"] = next_latent_loss(*outputs.next_latents, layout, own, self.next_latent_head)
+        if self.config.contrastive_weight > 0:
+            latent_output = self.model.latent_output
+            predicted = latent_output(outputs.next_latents[0].to(latent_output.weight.dtype))
+            given = (predicted, outputs.latents, layout, own, self.config.contrastive_temperature)
+            sums["contrastive"] = contrastive_loss(*given)
         if outputs.latent_prediction is not None:
             sums["latent_prediction"] = (outputs.latent_prediction * scored_tokens(layout, own)).sum()
         if outputs.latent_statistics is not None:

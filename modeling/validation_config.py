@@ -51,12 +51,13 @@ def check_config(config: PreTrainedConfig) -> None:
             f"`sentence_decoder_config` is a {config.sentence_decoder_config.model_type!r} without cross-attention: "
             '`conditioning="cross_attention"` needs one that has it, e.g. "gpt2" with `add_cross_attention=True`.'
         )
-    if "text_config" in config.sub_configs and not config.has_linear_predictor and config.next_latent_weight > 0:
-        raise ValueError(
-            f"`next_latent_weight` is {config.next_latent_weight}: a `latent_predictor` of type "
-            f"{config.latent_predictor['type']!r} is no map, and `sentences_at_once` needs the latents that one "
-            "gives: leave one of both out."
-        )
+    if "text_config" in config.sub_configs and not config.has_linear_predictor:
+        for name in ("next_latent_weight", "contrastive_weight"):
+            if getattr(config, name) > 0:
+                raise ValueError(
+                    f"`{name}` is {getattr(config, name)}: it needs the latents that a map predicts, and a "
+                    f"`latent_predictor` of type {config.latent_predictor['type']!r} is none: leave one of both out."
+                )
     if config.kl_max_bits is not None and config.kl_max_bits <= config.kl_free_bits:
         raise ValueError(
             f"`kl_max_bits` is {config.kl_max_bits}: it must be above `kl_free_bits`, {config.kl_free_bits}, or no KL "

@@ -239,9 +239,11 @@ def test_settings_that_cannot_be_are_refused(fields, message):
         tiny_sllm(latent_predictor=fields)
 
 
-def test_parallel_sentences_need_a_map():
-    with pytest.raises(ValueError, match="`next_latent_weight` is 0.5: a `latent_predictor` of type 'flow' is no map"):
-        tiny_sllm(latent_predictor={"type": "flow"}, next_latent_weight=0.5)
+@pytest.mark.parametrize("name", ["next_latent_weight", "contrastive_weight"])
+def test_what_needs_a_map_is_refused(name):
+    message = f"`{name}` is 0.5: it needs the latents that a map predicts, and a `latent_predictor` of type 'flow'"
+    with pytest.raises(ValueError, match=message):
+        tiny_sllm(latent_predictor={"type": "flow"}, **{name: 0.5})
 
 
 @pytest.mark.parametrize(
