@@ -86,7 +86,7 @@ def contrastive_loss(
 def words_of_sentences(layout: SentenceLayout, token_ids: torch.Tensor) -> torch.Tensor:
     """`(C,)` a number for each closed sentence, the same for the same tokens `(N,)`: a polynomial hash of 64 bits."""
     offset = layout.token_offset
-    powers = torch.full_like(offset, 6364136223846793005).cumprod(0)  # which wraps around; an odd factor keeps all bits
+    powers = torch.full_like(offset, 6364136223846793005).cumprod(0)  # wraps around; an odd factor keeps all bits
     terms = (token_ids + 101) * powers[offset]
     hashed = torch.zeros_like(layout.sentence_row).index_add(0, layout.token_sentence, terms)
     return hashed[layout.sentence_closed]

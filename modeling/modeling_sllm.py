@@ -765,8 +765,8 @@ class SllmForCausalLM(FromBackboneMixin, SllmPreTrainedModel, SllmGenerationMixi
         if self.config.contrastive_weight > 0:
             latent_output = self.model.latent_output
             predicted = latent_output(outputs.next_latents[0].to(latent_output.weight.dtype))
-            given = (predicted, outputs.latents, layout, own, self.config.contrastive_temperature)
-            sums["contrastive"] = contrastive_loss(*given)
+            temperature = self.config.contrastive_temperature
+            sums["contrastive"] = contrastive_loss(predicted, outputs.latents, layout, own, temperature)
         if outputs.latent_prediction is not None:
             sums["latent_prediction"] = (outputs.latent_prediction * scored_tokens(layout, own)).sum()
         if outputs.latent_statistics is not None:
