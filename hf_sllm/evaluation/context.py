@@ -8,7 +8,6 @@ import math
 import random
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -16,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sllm.data import start_token_id
 from hf_sllm.data.fact_words import ANIMALS, COLORS, NAMES, THINGS
 
+from .continuations import continuation_nats
 from .likelihood import default_window
-from .loop import evaluation_mode, in_batches, padded
 from .sentences import SegmentedDocument, Sentence, segment_documents
 
 # A figure over fewer targets would say little, unless fewer are asked for.
@@ -128,7 +126,7 @@ def context_use(
 
     start = start_token_id(tokenizer)
     pairs = [_pair(start, document, index, count) for count in used for document, index in chosen]
-    nats = _continuation_nats(model, tokenizer, pairs, batch_size, "Scoring with context", progress)
+    nats = continuation_nats(model, tokenizer, pairs, batch_size, "Scoring with context", progress)
     bits = np.array(nats).reshape(len(used), len(chosen)) / math.log(2)
     sizes = np.array([len(document.text_of(document.sentences[index]).encode()) for document, index in chosen])
     figures = [_ratio(row, sizes) for row in bits]
@@ -251,7 +249,7 @@ def needle(
                 context = " ".join([f"{opening} {stated}.", *between[len(between) - distance :], opening])
                 pairs += _answer_pairs(tokenizer, context, [f" {answer}" for answer in answers])
 
-    nats = _continuation_nats(model, tokenizer, pairs, batch_size, "Asking for facts", progress)
+    nats = continuation_nats(model, tokenizer, pairs, batch_size, "Asking for facts", progress)
     # In the order of the loops: question, distance, what was stated, what is scored.
     scores = -torch.tensor(nats, dtype=torch.float64).view(questions, len(distances), candidates, candidates)
     # Of equally likely candidates the first counts as said: it is the right one once.
@@ -320,44 +318,6 @@ def _answer_pairs(
     ]
     length = len(commonprefix([alone, *wholes]))
     return [([start_token_id(tokenizer), *whole[:length]], whole[length:]) for whole in wholes]
-
-
-@torch.no_grad()
-def _continuation_nats(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: list[tuple[list[int], list[int]]],
-    batch_size: int,
-    title: str,
-    progress: bool,
-) -> list[float]:
-    """Negative log-likelihood in nats of each continuation after its context, at the precision of the weights.
-
-    The model reads all but a continuation's last token, so one-token continuations of a context share a row.
-    """
-    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (context, continuation) in enumerate(pairs):
-        rows[(*context, *continuation[:-1])].append(index)
-    # Long ones first: what does not fit into memory fails at once.
-    ordered = sorted(rows, key=len, reverse=True)
-    if len(ordered[0]) > default_window(model):
-        raise ValueError(
-            f"a context has {len(ordered[0])} tokens, and the model reads {default_window(model)} at once "
-            "(`max_position_embeddings`): give smaller numbers of sentences."
-        )
-    nats = [0.0] * len(pairs)
-    with evaluation_mode(model):
-        for batch in in_batches(ordered, batch_size, title, progress):
-            input_ids, mask = padded(batch, tokenizer, model.device)
-            with torch.autocast(model.device.type, enabled=False):
-                logits = model(input_ids, attention_mask=mask, use_cache=False).logits
-            for row, row_logits in zip(batch, logits, strict=True):
-                for index in rows[row]:
-                    context, continuation = pairs[index]
-                    scored = row_logits[len(context) - 1 : len(row)].float()
-                    wanted = torch.tensor(continuation, device=scored.device)
-                    nats[index] = F.cross_entropy(scored, wanted, reduction="none").double().sum().item()
-    return nats
 
 
 __all__ = ["ContextUse", "Needle", "context_use", "needle"]

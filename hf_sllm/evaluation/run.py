@@ -101,10 +101,12 @@ def evaluate(
         versions={name: version(name) for name in VERSIONS_OF},
     )
     for measure in measures or default_measures(models[0]):
-        for side, one, tokenizer, rule in zip(found.sides, models, tokenizers, rules, strict=True):
+        for index, (side, one, tokenizer, rule) in enumerate(zip(found.sides, models, tokenizers, rules, strict=True)):
             if progress:
                 Console(stderr=True).print(f"{measure}: {side.name}", style="dim", highlight=False)
-            given = Settings(tokenizer, documents, rule, window, stride, batch_size, seed, progress)
+            others = [] if len(models) == 1 else [(models[1 - index], tokenizers[1 - index])]
+            judge = next((other for other in others if other[0].config.model_type != "sentence_vae"), None)
+            given = Settings(tokenizer, documents, rule, window, stride, batch_size, seed, progress, judge)
             try:
                 side.figures[measure] = MEASURES[measure](one, given)
             except (ValueError, ImportError) as error:
@@ -160,6 +162,7 @@ class Settings:
     batch_size: int
     seed: int
     progress: bool
+    judge: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
 
 def _likelihood(model: PreTrainedModel, given: Settings) -> Likelihood:
@@ -213,6 +216,18 @@ def _parallel(model: PreTrainedModel, given: Settings) -> Any:
     return parallel_cost(model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress)
 
 
+def _latent_prediction(model: PreTrainedModel, given: Settings) -> Any:
+    return latent_prediction(
+        model,
+        given.tokenizer,
+        given.documents,
+        batch_size=given.batch_size,
+        seed=given.seed,
+        progress=given.progress,
+        judge=given.judge,
+    )
+
+
 MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "likelihood": _likelihood,
     "context": _drawn(context_use, by_rule=True),
@@ -222,7 +237,7 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "reconstruction": _reconstruction,
     "shortlist": _shortlist,
     "parallel": _parallel,
-    "latent_prediction": _drawn(latent_prediction),
+    "latent_prediction": _latent_prediction,
 }
 
 # Measures taken by default only where the config gives this loss a weight: without it most models cannot be measured.

@@ -203,8 +203,11 @@ def latent_prediction_lines(figures: Any) -> list[Line]:
         lines.append((f"  standard error, {names[way.way]}", way.contrastive_error, ".1%"))
         lines.append((f"  distance, {names[way.way]}", way.distance, ".3f"))
         lines.append((f"  distance when written, {names[way.way]}", way.round_trip, ".3f"))
+        lines.append((f"  coherence, {names[way.way]}", way.coherence, ".3f"))
+        lines.append((f"  its standard error, {names[way.way]}", way.coherence_error, ".3f"))
+    lines.append(("coherence of the sentence itself", figures.own_coherence, ".3f"))
     return [
-        *lines,
+        *(line for line in lines if line[1] is not None),
         ("distance of the sentence itself when written", figures.own_round_trip, ".3f"),
         ("likeness to what was said, against the sentence's", figures.paraphrase, ".2f"),
         ("sentences", figures.sentences, ",d"),

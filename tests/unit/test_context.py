@@ -72,7 +72,7 @@ def test_the_same_targets_are_scored_after_the_sentences_before_them(tokenizer, 
         pairs.extend(given)
         return [1.0] * len(given)
 
-    monkeypatch.setattr(context, "_continuation_nats", note)
+    monkeypatch.setattr(context, "continuation_nats", note)
     found = context_use(None, tokenizer, DOCUMENTS[:1], rule, (0, 1, 4), targets=2, progress=False)
     assert found.targets == 2 and found.left_out == ()
     for index, (before, target) in enumerate(pairs):
@@ -109,7 +109,7 @@ def test_continuations_cost_what_the_model_says_of_each_alone(make, batch_size):
     class Tokenizer:
         eos_token_id = 2
 
-    found = context._continuation_nats(model, Tokenizer(), pairs, batch_size, "", False)
+    found = context.continuation_nats(model, Tokenizer(), pairs, batch_size, "", False)
     for nats, (before, after) in zip(found, pairs, strict=True):
         with torch.no_grad():
             scores = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)

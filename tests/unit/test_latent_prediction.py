@@ -1,17 +1,20 @@
 """How well latents are foretold: what knows all scores full marks, what knows nothing scores chance."""
 
+import functools
 import io
+import math
 
 import pytest
 import torch
 from models import BOUNDARIES
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from hf_sllm import SllmForCausalLM
 from hf_sllm.data import train_tokenizer
 from hf_sllm.evaluation import evaluate
-from hf_sllm.evaluation.latent_prediction import _contrastive, _paraphrase, latent_prediction
+from hf_sllm.evaluation.latent_prediction import _contrastive, _paraphrase, coherence, latent_prediction
 from hf_sllm.evaluation.tables import print_evaluation
 
 WORDS = ["goat", "hat", "key", "moon", "pear", "rose", "ship", "tree", "wind", "yak"]
@@ -70,6 +73,41 @@ def test_documents_may_come_in_any_batches(model, tokenizer):
     assert measured(model, tokenizer, seed=100).ways[0].distance != pytest.approx(one.ways[0].distance, rel=1e-4)
 
 
+class Chain(torch.nn.Module):
+    """A judge to which a word is likely, 0.9, after itself in the sentence before, and each of the ten is at first."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.ids = [tokenizer(f" {word}.")["input_ids"][0] for word in WORDS]
+        self.device, self.config = torch.device("cpu"), AutoConfig.for_model("llama", vocab_size=len(tokenizer))
+
+    def forward(self, input_ids, **kwargs):
+        logits = torch.full((*input_ids.shape, self.config.vocab_size), -30.0)
+        logits[..., self.ids] = math.log(0.1)
+        for row, ids in enumerate(input_ids.tolist()):
+            for index, token in enumerate(ids):
+                if token in self.ids:  # then the full stop, and after that the word again
+                    logits[row, index + 1 :, self.ids] = math.log(0.1 / 9)
+                    logits[row, index + 1 :, token] = math.log(0.9)
+                    logits[row, index] = torch.eye(self.config.vocab_size)[ids[index + 1 : index + 2] or 0] * 60
+        return CausalLMOutput(logits=logits)
+
+
+def test_coherence_is_what_the_sentences_before_are_worth(tokenizer):
+    tokenizer = train_tokenizer([f" {word}." for word in WORDS] * 20, 300)
+    judge = Chain(tokenizer)
+    assert all(len(tokenizer(f" {word}.")["input_ids"]) == 2 for word in WORDS)
+    texts, number = [f" {word}." for word in WORDS for _ in range(3)], [row for row in range(10) for _ in range(3)]
+    judged = functools.partial(coherence, judge, tokenizer, texts, number=number, progress=False)
+    true, error = judged(texts)
+    assert true == pytest.approx(math.log(9) / 2, abs=1e-3) and error == pytest.approx(0, abs=1e-3)
+    of_others = texts[3:] + texts[:3]
+    assert judged(of_others)[0] == pytest.approx(-math.log(9) / 2, abs=1e-3)
+    assert judged(["", *texts[1:]])[0] == true  # what begins a text has nothing before it
+    with pytest.raises(ValueError, match="there is nothing to judge"):
+        judged([""])
+
+
 def test_others_are_those_of_other_documents():
     own = torch.tensor([[0.0], [1.0], [5.0]])
     share, _ = _contrastive(torch.tensor([[0.4], [0.4], [3.0]]), own, torch.tensor([0, 0, 1]))
@@ -97,11 +135,17 @@ def test_a_decoder_that_never_read_encoded_latents_is_refused(tokenizer):
 def test_it_is_a_measure_of_the_command(model, tokenizer, tmp_path):
     from datasets import Dataset
 
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
     documents = Dataset.from_list(DOCUMENTS)
-    found = evaluate(str(tmp_path), documents, ["x"], measures=["latent_prediction"], progress=False)
+    model.save_pretrained(tmp_path / "sllm")
+    tokenizer.save_pretrained(tmp_path / "sllm")
+    judge = AutoModelForCausalLM.from_config(model.config.text_config)
+    judge.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    measured = functools.partial(evaluate, documents=documents, data=["x"], measures=["latent_prediction"])
+    found = measured(str(tmp_path / "sllm"), against=str(tmp_path / "judge"), progress=False)
     assert not found.sides[0].failures
+    figures = found.sides[0].figures["latent_prediction"]
+    assert None not in (figures.own_coherence, *(way.coherence for way in figures.ways))
     shown = Console(record=True, width=120, file=io.StringIO())
     print_evaluation(found, shown)
     printed = shown.export_text()
