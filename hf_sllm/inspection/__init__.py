@@ -5,6 +5,7 @@
 
 from .findings import findings
 from .plots import plot_latents
+from .refinement import Refined, refine_latents
 from .results import LatentHealth
 from .run import inspect_latents
 from .sentence_lens import LensSentence, print_lens, sentence_lens
@@ -13,10 +14,12 @@ from .tables import print_latents
 __all__ = [
     "LatentHealth",
     "LensSentence",
+    "Refined",
     "findings",
     "inspect_latents",
     "plot_latents",
     "print_latents",
     "print_lens",
+    "refine_latents",
     "sentence_lens",
 ]
