@@ -1,8 +1,11 @@
 """A benchmark as tables, for people."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from .predictors import PredictorSpeed
 from .results import Benchmark
 from .training import TrainingReport
 
@@ -87,6 +90,16 @@ def print_training(found: TrainingReport, console: Console) -> None:
     table.add_row(name, f"{speed.sllm:,.0f}", f"{speed.ratio:.2f}", f"{parameters['SLLM']:,}")
     table.add_row("SLLM, shorter texts padded", f"{speed.padded:,.0f}", "", "")
     table.add_row("SLLM, shorter texts packed", f"{speed.packed:,.0f}", f"{speed.packing_ratio:.2f} of padded", "")
+    console.print(table)
+
+
+def print_predictors(title: str, found: Sequence[PredictorSpeed], console: Console) -> None:
+    """Tokens per second of the backbone and of each predictor, and the ratios to the backbone."""
+    table = table_of(title, "tokens per second", "ratio", "only predicted", "ratio", "parameters")
+    for one in found:
+        ahead = ("", "") if one.ahead is None else (f"{one.ahead:,.0f}", f"{one.ahead / found[0].written:.2f}")
+        ratio = f"{one.written / found[0].written:.2f}"
+        table.add_row(one.name, f"{one.written:,.0f}", ratio, *ahead, f"{one.parameters:,}")
     console.print(table)
 
 

@@ -31,6 +31,28 @@ def bench_training(
         print_training(found, Console())
 
 
+@bench_app.command("predictors")
+def bench_predictors(
+    shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",
+    context_length: Annotated[int, typer.Option(min=1, help="Tokens of the text read.")] = 256,
+    sentence_length: Annotated[int, typer.Option(min=2, help="Tokens of each sentence, read or written.")] = 16,
+    sentences: Annotated[int, typer.Option(min=2, help="Sentences to write and to predict.")] = 8,
+    decoder_layers: Annotated[int | None, typer.Option(min=1, help="By default as `from_backbone` has it.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How many times each is timed.")] = 3,
+) -> None:
+    """Each way to predict latents, and the bare backbone: sentences that are written, or only predicted."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.benchmark.predictors import measure_predictors
+        from hf_sllm.benchmark.tables import print_predictors
+
+        logging.set_verbosity_error()
+        found = measure_predictors(shapes, context_length, sentence_length, sentences, decoder_layers, runs)
+        title = f"{shapes}, after {context_length} tokens, sentences of {sentence_length}, float32"
+        print_predictors(title, found, Console())
+
+
 @bench_app.command("generation")
 def bench_generation(
     shapes: Annotated[str, typer.Argument(help="Shapes by name, or a model whose config is read.")] = "smollm2-135m",

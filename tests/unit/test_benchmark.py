@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hf_sllm.benchmark import Settings, benchmark_generation, make_pair, make_sides, measure_training, random_text
 from hf_sllm.benchmark.generation import Clock, SentenceLength, measure_generation, write
 from hf_sllm.benchmark.memory import PeakMemory, bytes_held
+from hf_sllm.benchmark.predictors import PREDICTORS, measure_predictors
 from hf_sllm.benchmark.roofline import memory_bandwidth, weights_read
 from hf_sllm.benchmark.shapes import BOUNDARY, SHAPES, backbone_config, fit_shortlist
 from hf_sllm.cli import app
@@ -319,3 +320,18 @@ def test_the_compiled_baseline_runs_compiled_code_with_a_static_cache():
 def test_what_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         benchmark_generation(Settings("tiny", **changes))
+
+
+def test_predictors_write_and_predict_beside_the_backbone():
+    command = "bench predictors tiny --context-length 16 --sentence-length 8 --sentences 2 --runs 1 --decoder-layers 1"
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output
+    lines = {line.split("│")[1].strip(): line.split("│")[2:] for line in result.output.splitlines() if "│" in line}
+    assert list(lines)[-6:] == ["backbone", *PREDICTORS]
+    only_predicted = {name: cells[2].strip() for name, cells in lines.items()}
+    assert only_predicted["linear"] == only_predicted["backbone"] == "" != only_predicted["flow, 20 steps"]
+
+
+def test_fewer_than_two_sentences_are_not_timed():
+    with pytest.raises(ValueError, match="`new_tokens` is 8: it must be a multiple of `sentence_length`, 8, and at"):
+        measure_predictors("tiny", 16, 8, 1)
