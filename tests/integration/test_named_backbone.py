@@ -102,25 +102,17 @@ torch.testing.assert_close(model(ids).logits, torch.load("main"))
     )
 
 
-def test_a_backbone_that_is_not_at_hand_is_named_with_what_to_do(online):
-    run, _ = online
-    run(
-        """
-for lacks in ({"token": False}, {"local_files_only": True}):
+def test_from_backbone_loads_at_a_revision_and_one_that_is_not_at_hand_is_named_with_what_to_do(online):
+    run, server = online
+    oids = list(server.repos["me/backbone"].commits)
+    said = run(f"""
+for lacks in ({{"token": False}}, {{"local_files_only": True}}):
     try:
         SllmForCausalLM.from_pretrained("adapters", cache_dir="empty", **lacks)
     except OSError as error:
         assert "hf download me/backbone --revision" in str(error) and "not at hand" in str(error), error
     else:
         raise SystemExit("it was loaded")
-"""
-    )
-
-
-def test_from_backbone_loads_at_a_revision_and_stores_its_commit(online):
-    run, server = online
-    oids = list(server.repos["me/backbone"].commits)
-    said = run(f"""
 given = {{"boundary_token_ids": {BOUNDARIES}, "max_sentence_length": 9}}
 for revision in {oids[1:]}:
     model = SllmForCausalLM.from_backbone("me/backbone", revision=revision, cache_dir="third", **given)
