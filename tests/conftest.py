@@ -1,5 +1,6 @@
 """What every test shares: no Hub, few threads, the shared data, and gpu tests that say why they are skipped."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -40,14 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False"))
 
 
+def pytest_collection_finish() -> None:
+    """After each training accelerate looks for garbage: not among all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def recipe_file(tmp_path, monkeypatch):
-    """Writes a copy of the tiny recipe with some values changed."""
+    """Writes a copy of the tiny recipe with some values changed. Its curves are not drawn, which takes as long as it."""
     monkeypatch.chdir(ROOT)
     import datasets
     import yaml
 
+    from hf_sllm.training import curves
     from hf_sllm.training.recipe import RECIPES
+
+    monkeypatch.setattr(curves, "draw_curves", lambda rows, path: None)
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_sllm.training import load_recipe, train
+from hf_sllm.training import curves, load_recipe, train
+
+DRAW = curves.draw_curves
 
 
 @pytest.fixture
@@ -187,7 +189,8 @@ def test_streamed_documents_are_trained_on(run):
         run("refused", streaming=True, max_steps=-1)
 
 
-def test_curves_tell_loss_terms_and_figures_of_both_models_over_tokens(run):
+def test_curves_tell_loss_terms_and_figures_of_both_models_over_tokens(run, monkeypatch):
+    monkeypatch.setattr(curves, "draw_curves", DRAW)
     changes = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "report_to": "tensorboard"}
     config = {"reconstruction_weight": 0.5}
     results, folder = run(baseline=True, max_steps=4, sllm_config=config, **changes)
