@@ -49,7 +49,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def recipe_file(tmp_path, monkeypatch):
-    """Writes a copy of the tiny recipe with some values changed. Its curves are not drawn, which takes as long as it."""
+    """Writes a copy of the tiny recipe with some values changed. Its curves are not drawn, to save time."""
     monkeypatch.chdir(ROOT)
     import datasets
     import yaml
