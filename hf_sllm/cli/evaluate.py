@@ -145,3 +145,25 @@ def lens(
 
         logging.disable_progress_bar()
         print_lens(sentence_lens(*load_with_latents(model), text, alone), Console())
+
+
+@app.command()
+def futures(
+    model: Annotated[str, typer.Argument(help="Path or name of an SLLM.")],
+    text: Annotated[str, typer.Argument(help="Some sentences.")],
+    following: Annotated[str | None, typer.Option(help="The sentence that does follow.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many futures, where latents are sampled.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first one.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="An SVG, PNG or PDF of them on a plane.")] = None,
+) -> None:
+    """Show which sentences a model expects after a text, and how often, written from their latents alone."""
+    with told_plainly():
+        from transformers.utils import logging
+
+        from hf_sllm.inspection import plot_futures, print_futures, sentence_futures
+
+        logging.disable_progress_bar()
+        found = sentence_futures(*load_with_latents(model), text, count, following, seed)
+        print_futures(found, Console())
+        if output is not None:
+            plot_futures(found, output)

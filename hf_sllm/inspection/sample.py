@@ -13,6 +13,7 @@ from hf_sllm.data import document_ids
 from hf_sllm.evaluation.loop import padded
 from hf_sllm.modeling import SentenceVaeConfig
 from hf_sllm.modeling.sentence_segmentation import SentenceLayout, SentenceSegmenter
+from hf_sllm.modeling.stream_layout import pad_rows
 
 
 @dataclass
@@ -126,3 +127,43 @@ def take_sample(
 def owners(counts: list[torch.Tensor]) -> torch.Tensor:
     """`0, …, 0, 1, …`: the owner of each item, from how many items each has, batch after batch."""
     return torch.repeat_interleave(torch.cat(counts).cpu())
+
+
+@dataclass(frozen=True)
+class WholeSentences:
+    """A text that is to go on.
+
+    Attributes:
+        token_ids: All of its tokens.
+        ends: After which of them its whole sentences end.
+        latents: `(1, sentences, num_latents, latent_size)` of these.
+        mask: `(1, sentences)`, true.
+    """
+
+    token_ids: list[int]
+    ends: list[int]
+    latents: torch.Tensor
+    mask: torch.Tensor
+
+
+def whole_sentences(model: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> WholeSentences:
+    """Encodes the whole sentences of a text.
+
+    Raises:
+        ValueError: If the model is no SLLM, or the text has none.
+    """
+    if model.config.model_type != "sllm":
+        raise ValueError(
+            f"this is a {model.config.model_type!r} model, whose backbone reads no sentences: give an SLLM."
+        )
+    (row,) = document_ids([text], tokenizer)
+    if row[-1] == tokenizer.eos_token_id:  # the text goes on
+        row = row[:-1]
+    token_ids = torch.tensor([row], device=model.device)
+    layout, latents = model.model.encode_all(token_ids, torch.ones_like(token_ids), None)
+    closed = layout.sentence_closed
+    latents, mask = pad_rows(latents[closed], layout.sentence_row[closed], 1)
+    ends = layout.token_index[layout.token_closes].add(1).tolist()
+    if not ends:
+        raise ValueError("`text` has no whole sentence: there is none that another could follow.")
+    return WholeSentences(list(row), ends, latents, mask)

@@ -10,10 +10,9 @@ from rich.table import Table
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_sllm.data import document_ids
 from hf_sllm.evaluation.loop import evaluation_mode
-from hf_sllm.modeling.stream_layout import pad_rows
 
+from .sample import whole_sentences
 from .scores import latents_replaced
 
 # What architectures call the norm after their last layer.
@@ -54,28 +53,17 @@ def sentence_lens(
     Raises:
         ValueError: If the model is no SLLM, or the text has no whole sentence.
     """
-    if model.config.model_type != "sllm":
-        raise ValueError(
-            f"this is a {model.config.model_type!r} model, whose backbone reads no sentences: give an SLLM."
-        )
     with evaluation_mode(model):
-        (row,) = document_ids([text], tokenizer)
-        if row[-1] == tokenizer.eos_token_id:  # the text goes on
-            row = row[:-1]
+        given = whole_sentences(model, tokenizer, text)
+        row, ends = given.token_ids, given.ends
         token_ids = torch.tensor([row], device=model.device)
-        layout, latents = model.model.encode_all(token_ids, torch.ones_like(token_ids), None)
-        closed = layout.sentence_closed
-        padded, mask = pad_rows(latents[closed], layout.sentence_row[closed], 1)
-        states = _states(model.model, padded, mask, final_norm)  # (layers + 1, closed + 1, width)
+        states = _states(model.model, given.latents, given.mask, final_norm)  # (layers + 1, closed + 1, width)
         position_ids = torch.arange(states.shape[1], device=states.device)[None]
         predicted = [model.model.latents_from(layer[None], position_ids) for layer in states]
 
         def text_of(ids: Any) -> str:
             return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-        ends = layout.token_index[layout.token_closes].add(1).tolist()
-        if not ends:
-            raise ValueError("`text` has no whole sentence: there is none that another could follow.")
         found = []
         for number, end in enumerate(ends, start=1):
             following = ends[number] if number < len(ends) else None
@@ -84,8 +72,8 @@ def sentence_lens(
                 if alone:
                     (ids,) = model.decode_latents(layer[0, number : number + 1])
                 else:
-                    given = torch.cat([predicted[-1][:, :number], layer[:, number : number + 1]], 1)
-                    ids = _write_on(model, token_ids[:, :end], given)
+                    latents = torch.cat([predicted[-1][:, :number], layer[:, number : number + 1]], 1)
+                    ids = _write_on(model, token_ids[:, :end], latents)
                 written.append(text_of(ids))
             true = None if following is None else text_of(row[end:following])
             found.append(LensSentence(true, tuple(written)))
