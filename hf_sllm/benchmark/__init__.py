@@ -2,7 +2,13 @@
 
 from .generation import make_sides, measure_generation
 from .results import Benchmark, Settings
-from .run import benchmark_drafting, benchmark_generation, benchmark_profile, benchmark_training
+from .run import (
+    benchmark_drafting,
+    benchmark_generation,
+    benchmark_predictors,
+    benchmark_profile,
+    benchmark_training,
+)
 from .shapes import make_pair, random_text
 from .training import TrainingSpeed, measure_training
 
@@ -12,6 +18,7 @@ __all__ = [
     "TrainingSpeed",
     "benchmark_drafting",
     "benchmark_generation",
+    "benchmark_predictors",
     "benchmark_profile",
     "benchmark_training",
     "make_pair",

@@ -52,6 +52,7 @@ def measure_predictors(
     decoder_layers: int | None = None,
     runs: int = 3,
     progress: bool = True,
+    device: torch.device | None = None,
 ) -> list[PredictorSpeed]:
     """The bare backbone, then each of `PREDICTORS`, all with random weights, in float32.
 
@@ -62,13 +63,14 @@ def measure_predictors(
         sentences: How many are written and predicted, two at least. The first one is not timed.
         runs: How many times each is timed; a round before them does not count.
         progress: Whether to show a progress bar, on standard error.
+        device: The CPU by default.
 
     Raises:
         ValueError: If the lengths do not fit, see `check_lengths`.
     """
     new_tokens = sentences * sentence_length
     check_lengths(context_length, sentence_length, new_tokens)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu") if device is None else device
     backbone, sllms = None, {}
     for kind in dict.fromkeys(kind for kind, _ in PREDICTORS.values()):
         backbone, sllms[kind] = (

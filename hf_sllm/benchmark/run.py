@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from .drafting import DraftingReport, first_halves, load_writer, make_ways, measure_drafting
 from .generation import Side, check_lengths, make_sides, measure_generation
+from .predictors import PredictorSpeed, measure_predictors
 from .profile import ProfileReport, profile_sides
 from .results import DTYPES, Benchmark, Settings, compare, make_row
 from .roofline import memory_bandwidth, weights_read
@@ -229,6 +230,22 @@ def benchmark_training(
         decoder_layers=sllm.config.sentence_decoder_config.num_hidden_layers,
         parameters={"backbone": backbone.num_parameters(), "SLLM": sllm.num_parameters()},
         speed=measure_training(backbone, sllm, token_ids, steps, bf16, progress),
+    )
+
+
+def benchmark_predictors(
+    shapes: str = "smollm2-135m",
+    context_length: int = 256,
+    sentence_length: int = 16,
+    sentences: int = 8,
+    decoder_layers: int | None = None,
+    runs: int = 3,
+    progress: bool = True,
+) -> list[PredictorSpeed]:
+    """The backbone and each predictor of latents, on random text; see `measure_predictors`."""
+    where = default_device()
+    return measure_predictors(
+        shapes, context_length, sentence_length, sentences, decoder_layers, runs, progress, where
     )
 
 

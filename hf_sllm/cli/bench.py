@@ -44,11 +44,11 @@ def bench_predictors(
     with told_plainly():
         from transformers.utils import logging
 
-        from hf_sllm.benchmark.predictors import measure_predictors
+        from hf_sllm.benchmark import benchmark_predictors
         from hf_sllm.benchmark.tables import print_predictors
 
         logging.set_verbosity_error()
-        found = measure_predictors(shapes, context_length, sentence_length, sentences, decoder_layers, runs)
+        found = benchmark_predictors(shapes, context_length, sentence_length, sentences, decoder_layers, runs)
         title = f"{shapes}, after {context_length} tokens, sentences of {sentence_length}, float32"
         print_predictors(title, found, Console())
 
