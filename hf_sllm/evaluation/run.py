@@ -183,8 +183,10 @@ def _likelihood(model: PreTrainedModel, given: Settings) -> Likelihood:
     return Likelihood(total, by_sentence_length(scores), stopping(scores))
 
 
-def _drawn(measure: Callable[..., Any], by_rule: bool = False) -> Callable[[PreTrainedModel, Settings], Any]:
-    """A measure that draws something; it may have to be told where sentences end."""
+def _drawn(
+    measure: Callable[..., Any], by_rule: bool = False, judged: bool = False
+) -> Callable[[PreTrainedModel, Settings], Any]:
+    """A measure that draws something; it may have to be told where sentences end, or need the other side as judge."""
 
     def run(model: PreTrainedModel, given: Settings) -> Any:
         return measure(
@@ -195,6 +197,7 @@ def _drawn(measure: Callable[..., Any], by_rule: bool = False) -> Callable[[PreT
             batch_size=given.batch_size,
             seed=given.seed,
             progress=given.progress,
+            **({"judge": given.judge} if judged else {}),
         )
 
     return run
@@ -216,18 +219,6 @@ def _parallel(model: PreTrainedModel, given: Settings) -> Any:
     return parallel_cost(model, given.tokenizer, given.documents, batch_size=given.batch_size, progress=given.progress)
 
 
-def _latent_prediction(model: PreTrainedModel, given: Settings) -> Any:
-    return latent_prediction(
-        model,
-        given.tokenizer,
-        given.documents,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=given.progress,
-        judge=given.judge,
-    )
-
-
 MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "likelihood": _likelihood,
     "context": _drawn(context_use, by_rule=True),
@@ -237,7 +228,7 @@ MEASURES: dict[str, Callable[[PreTrainedModel, Settings], Any]] = {
     "reconstruction": _reconstruction,
     "shortlist": _shortlist,
     "parallel": _parallel,
-    "latent_prediction": _latent_prediction,
+    "latent_prediction": _drawn(latent_prediction, judged=True),
 }
 
 # Measures taken by default only where the config gives this loss a weight: without it most models cannot be measured.

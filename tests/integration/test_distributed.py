@@ -46,7 +46,7 @@ def logged(output_dir: Path, name: str) -> torch.Tensor:
     return torch.tensor([float(entry[name]) for entry in log if "loss" in entry])
 
 
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_two_processes_reach_the_losses_and_weights_of_one(name, tmp_path, monkeypatch):
     """One text at a time, so that the processes' sentences differ much in number and length: all of them, sharded,
     have to gather the same layers in the same order nonetheless."""

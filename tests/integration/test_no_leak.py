@@ -16,10 +16,7 @@ FIRST, LAST = 3, 61  # uniform over the ids without special tokens
 ENTROPY = math.log(LAST - FIRST)
 
 
-SLOW = [pytest.param(option, marks=pytest.mark.slow) for option in ("sentence_alone", "paper")]
-
-
-@pytest.mark.parametrize("option", ["default", *SLOW])
+@pytest.mark.parametrize("option", ["default", "sentence_alone", "paper"])
 def test_nothing_is_learned_of_independent_tokens(option):
     """Trained on fresh tokens until it stops improving, the loss stays at the entropy.
 

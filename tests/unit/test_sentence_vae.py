@@ -19,9 +19,7 @@ def tiny_vae(paper: bool = False, **fields) -> SentenceVaeModel:
     return SentenceVaeModel(make(tiny_backbone().config, decoder_layers=1, **fields)).eval()
 
 
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param({"paper": True}, marks=pytest.mark.slow)], ids=["default", "paper"]
-)
+@pytest.mark.parametrize("options", [{}, {"paper": True}], ids=["default", "paper"])
 def test_it_learns_to_reconstruct(options):
     model, token_ids = tiny_vae(**options).train(), random_ids(8, 40)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
