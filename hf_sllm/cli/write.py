@@ -82,9 +82,10 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="Of the weights, such as `bfloat16`; `auto` is the checkpoint's.")
     ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that are written at a time.")] = 32,
 ) -> None:
-    """Serve a model to OpenAI clients: transformers' own server, sentence by sentence."""
+    """Serve a model to OpenAI clients: transformers' own server, all texts in one batch, sentence by sentence."""
     with told_plainly():
-        from hf_sllm.serving import serve as run
+        from hf_sllm.serving.run import serve as run
 
-        run(model or embedded_checkpoint(), host, port, device, dtype)
+        run(model or embedded_checkpoint(), host, port, device, dtype, batch_size)

@@ -17,7 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from typer.testing import CliRunner
 
 from hf_sllm.cli import app
-from hf_sllm.serving import PLAIN_CHAT_TEMPLATE, ServedSllm, serve
+from hf_sllm.serving.manager import ServedSllm
+from hf_sllm.serving.run import PLAIN_CHAT_TEMPLATE, serve
 
 openai = pytest.importorskip("openai")
 
