@@ -209,3 +209,22 @@ def probabilities(text: str) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(f"{text!r} is no list of numbers: write it as 0,0.4.") from None
+
+
+@bench_app.command("serving")
+def bench_serving(
+    model: Annotated[str | None, typer.Argument(help="Path or name of an SLLM; by default the embedded one.")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="With a prompt each.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each text.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that the server writes at a time.")] = 32,
+) -> None:
+    """Tokens per second of a server asked by many clients at once, beside the same requests in turn."""
+    with told_plainly():
+        from hf_sllm.embedded import embedded_checkpoint
+        from hf_sllm.serving.measure_load import measure_load
+
+        found = measure_load(model or embedded_checkpoint(), clients, max_tokens, batch_size)
+        typer.echo(f"{found.clients} clients, {found.tokens} tokens")
+        typer.echo(f"in turn  {found.tokens / found.seconds_in_turn:.0f} tokens per second")
+        typer.echo(f"at once  {found.tokens / found.seconds_at_once:.0f} tokens per second, {found.speedup:.1f} times")
+        typer.echo(f"lost {found.lost}, other answers {found.other_answers}")

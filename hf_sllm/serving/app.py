@@ -51,9 +51,4 @@ def build_app(
     async def embed(body: dict) -> Any:
         return await embeddings.handle_request(body)
 
-    @app.get("/metrics")
-    def metrics() -> dict[str, int]:
-        scheduler = state.manager.scheduler
-        return {"rows": 0 if scheduler is None else scheduler.rows_in_batch()}
-
     return LeavingClients(app)

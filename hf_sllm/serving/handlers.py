@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import torch
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -69,12 +70,15 @@ class ManyChoices(BaseHandler):
     ) -> JSONResponse:
         asked = each_choice(inputs, gen_config)
         answering = super()._non_streaming  # type: ignore[misc]
-        answers = await asyncio.gather(
-            *(
-                answering(request_id, model, processor, model_id, own, config, gen_manager, *rest, **named)
-                for own, config in asked
+        try:
+            answers = await asyncio.gather(
+                *(
+                    answering(request_id, model, processor, model_id, own, config, gen_manager, *rest, **named)
+                    for own, config in asked
+                )
             )
-        )
+        except ValueError as error:  # of what was asked for: a prompt that is too long, or an option that cannot be
+            raise refused(str(error)) from error
         whole = json.loads(answers[0].body)
         whole["choices"], written, read = [], 0, 0
         for index, (answer, (_, config)) in enumerate(zip(answers, asked, strict=True)):
@@ -172,8 +176,7 @@ class Embeddings(BaseHandler):
         for index, (latents, error) in enumerate(zip(found["latents"], found["error"], strict=True)):
             if error is not None:
                 raise refused(f"`input` {index}: {error}")
-            vector = torch.tensor(latents).mean(0).tolist() if not torch.is_tensor(latents) else latents.mean(0)
-            data.append({"object": "embedding", "index": index, "embedding": vector})
+            data.append({"object": "embedding", "index": index, "embedding": np.mean(latents, 0).tolist()})
         if body.get("encoding_format") == "base64":
             for item in data:
                 vector = item["embedding"]

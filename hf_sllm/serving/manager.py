@@ -176,7 +176,7 @@ class ServedSllm(SllmForCausalLM):
             The ids given and written `(1, length)`, without a start token that was not given.
         """
         if "custom_generate" in kwargs:  # the scheduler's own call, which has the start token
-            return super().generate(input_ids, generation_config, tokenizer=tokenizer, **kwargs)
+            return super().generate(input_ids, generation_config, **kwargs)
         assert generation_config is not None and tokenizer is not None
         given = input_ids[0].tolist()
         whole = with_start(given, tokenizer)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils import logging
 
 from hf_sllm.modeling import SllmCache, SllmForCausalLM
@@ -110,10 +110,6 @@ class Scheduler:
         self._asked.put((function, future))
         return future
 
-    def rows_in_batch(self) -> int:
-        """How many rows are being written."""
-        return len(self._rows)
-
     def _run(self) -> None:
         with torch.inference_mode():
             while True:
@@ -182,11 +178,14 @@ class Scheduler:
     def _prepare(self, row: Row) -> bool:
         """Finds a row's processors and criteria as `generate` does; a request that cannot be is told so."""
         try:
-            config = copy.deepcopy(row.generation_config)
+            config, stops = copy.deepcopy(row.generation_config), StoppingCriteriaList()
+            if config.stop_strings:  # for which `generate` hands no tokenizer on to a method of one's own
+                stops.append(StopStringCriteria(row.tokenizer, config.stop_strings))
+                config.stop_strings = None
             self.model.generate(
                 torch.tensor([row.ids[: row.prompt_length]], device=self.model.device),
                 generation_config=config,
-                tokenizer=row.tokenizer,
+                stopping_criteria=stops,
                 custom_generate=lambda _, ids, **prepared: take_prepared(row, ids, **prepared),
             )
         except Exception as error:
