@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -30,26 +33,16 @@ PROMPT = "Once upon a time"
 PROMPTS = [PROMPT, "The owl was sad.", "Tom and Lily saw a big dog. The", "One day"]
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    """A client of a server in a process of its own; one answer from it is one request, for nothing is tried again. At
-    most four texts are written at a time."""
+@contextmanager
+def running(command: list[str], folder: Path, **environment: str) -> Iterator[openai.OpenAI]:
+    """A client of a server in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-c",
-        "from hf_sllm.cli import app; app()",
-        "serve",
-        "--port",
-        str(port),
-        "--batch-size",
-        "4",
-    ]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = folder / "log"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     with log.open("w") as output:
+        command = [sys.executable, *command, "--port", str(port)]
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
         for _ in range(1200):
@@ -63,6 +56,15 @@ def client(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """A client of a server in a process of its own; one answer from it is one request, for nothing is tried again. At
+    most four texts are written at a time."""
+    command = ["-c", "from hf_sllm.cli import app; app()", "serve", "--batch-size", "4"]
+    with running(command, tmp_path_factory.mktemp("serve")) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +256,19 @@ def test_an_unknown_model_is_an_error_that_names_it(client):
         with pytest.raises(openai.BadRequestError) as raised:
             ask(client, PROMPT, model="no-such-model")
         assert "'sllm-stories'" in str(raised.value.body) and "'no-such-model'" in str(raised.value.body)
+
+
+@pytest.mark.slow
+def test_the_file_of_the_docs_serves_a_folder_by_its_own_code(tmp_path, greedy, tokenizer):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (tmp_path / "serve_folder.py").write_text(
+        page.split("Save this as `serve_folder.py`:\n\n```python\n")[1].split("```")[0]
+    )
+    AutoModelForCausalLM.from_pretrained(CHECKPOINT).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, command = str(tmp_path / "model"), [str(tmp_path / "serve_folder.py"), str(tmp_path / "model")]
+    with running(command, tmp_path, HF_HOME=str(tmp_path)) as client:
+        assert complete(client, "<s>" + PROMPT, model=model) == greedy(PROMPT, 30)
 
 
 def test_a_model_that_is_not_there_is_told_plainly():
