@@ -5,13 +5,14 @@ any batch, for rows close their sentences at different times.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from hf_sllm.modeling import SllmCache
+from hf_sllm.modeling import SllmCache, SllmConfig
 from hf_sllm.modeling.backbone_rows import RowCaches
 from hf_sllm.modeling.stream_layout import pad_rows
 
@@ -21,13 +22,13 @@ TOKENS = ("token_ids", "token_mask", "token_closes")
 ENTRIES = {"entry_sentence": -1, "memory": 0}
 
 
-def new_cache(config) -> SllmCache:
+def new_cache(config: SllmConfig) -> SllmCache:
     """An empty cache that others can be joined with. Where a layer of the backbone counts what it holds, such as a
     sliding window or a state, each row has a backbone's cache of its own: holes would be counted."""
-    cache = SllmCache(config)
-    probe = DynamicCache(config=config.text_config)
+    cache, backbone = SllmCache(config), config.get_text_config(decoder=True)
+    probe = DynamicCache(config=backbone)
     if any(type(layer) is not DynamicLayer for layer in probe.layers):
-        cache.language_model = RowCaches(config.text_config)
+        cache.language_model = RowCaches(backbone)
     return cache
 
 
@@ -47,7 +48,8 @@ def join(caches: Sequence[SllmCache]) -> SllmCache:
     for name, value in joined.items():
         setattr(first, name, value)
     if isinstance(first.language_model, RowCaches):
-        first.language_model.rows = [row for cache in caches for row in cache.language_model.rows]
+        backbones: list[Any] = [cache.language_model for cache in caches]
+        first.language_model.rows = [row for backbone in backbones for row in backbone.rows]
     else:
         _join_layers([cache.language_model for cache in caches])
     _join_layers([cache.decoder for cache in caches])
@@ -69,13 +71,14 @@ def drop_holes(cache: SllmCache) -> None:
         if getattr(cache, name) is not None:
             setattr(cache, name, getattr(cache, name)[:, kept])
     if not isinstance(cache.language_model, RowCaches):
-        for layer in cache.language_model.layers:
+        layers: Any = cache.language_model.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
     cache.drop_slots_before(cache.first_needed()[:, None])
     cache.slots_wanted = 0
 
 
-def _stack(values: list[torch.Tensor | None], hole: int, dim: int = 1, left: bool = True) -> torch.Tensor | None:
+def _stack(values: list[Any], hole: int, dim: int = 1, left: bool = True) -> torch.Tensor | None:
     """Tensors one below the other, filled up with holes along a dimension to the length of the longest."""
     if values[0] is None:
         return None
@@ -88,7 +91,7 @@ def _stack(values: list[torch.Tensor | None], hole: int, dim: int = 1, left: boo
     return torch.cat(padded)
 
 
-def _join_layers(caches: list[DynamicCache]) -> None:
+def _join_layers(caches: list[Any]) -> None:
     """The keys and values `(batch, heads, entries, size)` of all, in the first cache."""
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         for name in ("keys", "values"):

@@ -2,18 +2,18 @@
 embeddings.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import copy
 import json
 import struct
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastapi import HTTPException
-from fastapi.responses import JSONResponse, StreamingResponse
 from transformers import BatchEncoding
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -23,6 +23,10 @@ from hf_sllm.corpus.latents import EmbedSettings, SentenceEmbedder
 
 from .manager import Asked, BatchState
 from .scheduler import Row
+
+if TYPE_CHECKING:
+    from fastapi import HTTPException
+    from fastapi.responses import JSONResponse, StreamingResponse
 
 # A log-probability that JSON can hold, for a token that cannot come.
 LEAST_LOGPROB = -9999.0
@@ -36,7 +40,7 @@ class ManyChoices(BaseHandler):
 
     def _build_generation_config(self, body: dict, *args: Any, **kwargs: Any) -> Any:
         # The seed is each row's own: one of the whole process would be other requests' too.
-        config = super()._build_generation_config({**body, "seed": None}, *args, **kwargs)
+        config: Any = super()._build_generation_config({**body, "seed": None}, *args, **kwargs)
         choices = 1 if body.get("n") is None else body["n"]
         if type(choices) is not int or not 1 <= choices <= MOST_CHOICES:
             raise refused(f"`n` is {choices!r}: it must be a whole number from 1 to {MOST_CHOICES}.")
@@ -57,6 +61,8 @@ class ManyChoices(BaseHandler):
     def _streaming(  # type: ignore[no-untyped-def]
         self, request_id, model, processor, model_id, inputs, gen_config, gen_manager, *rest, **named
     ) -> StreamingResponse:
+        from fastapi.responses import StreamingResponse
+
         found = [
             super(ManyChoices, self)._streaming(  # type: ignore[misc]
                 request_id, model, processor, model_id, own, config, gen_manager, *rest, **named
@@ -91,7 +97,7 @@ class ManyChoices(BaseHandler):
             read += part["usage"]["prompt_tokens"] * (index % gen_config.asked.choices == 0)
         counts = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         whole["usage"] = {**whole["usage"], **counts}
-        return JSONResponse(whole)
+        return json_answer(whole)
 
 
 class Completions(ManyChoices, CompletionHandler):
@@ -167,9 +173,9 @@ class Embeddings(BaseHandler):
         scheduler = self.generation_state.manager.of_model(model)
         if scheduler is None:
             raise refused(f"{model_id} is no SLLM: it has no latents of sentences.")
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer: Any = getattr(processor, "tokenizer", processor)
         texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
-        rows = {"id": list(map(str, range(len(texts)))), "text": texts}
+        rows: dict[str, list] = {"id": list(map(str, range(len(texts)))), "text": texts}
         embedder = SentenceEmbedder(model, tokenizer, EmbedSettings("float32"))
         found = await asyncio.wrap_future(scheduler.call(lambda: embedder(rows)))
         data = []
@@ -183,11 +189,20 @@ class Embeddings(BaseHandler):
                 item["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         count = sum(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]))
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return JSONResponse({"object": "list", "data": data, "model": model_id, "usage": usage})
+        return json_answer({"object": "list", "data": data, "model": model_id, "usage": usage})
+
+
+def json_answer(content: dict[str, Any]) -> JSONResponse:
+    """The answer to a request."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(content)
 
 
 def refused(message: str) -> HTTPException:
     """The answer to a request that cannot be."""
+    from fastapi import HTTPException
+
     return HTTPException(status_code=400, detail=message)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-App = Callable[..., Awaitable[None]]
+App = Callable[..., Awaitable[Any]]
 
 
 class LeavingClients:

@@ -5,6 +5,7 @@ batch, those that wait are read and put in, and the backbone takes in the senten
 request waits for one sentence at most, and the texts that are written meanwhile go on as if they were alone.
 """
 
+import atexit
 import copy
 import math
 import secrets
@@ -92,12 +93,15 @@ class Scheduler:
         self.model = model
         self.max_rows = max_rows
         self.most_rows = 0  # that were ever in the batch
-        self._asked: SimpleQueue[Row | tuple[Callable[[], Any], Future]] = SimpleQueue()
+        self._asked: SimpleQueue[Row | tuple[Callable[[], Any], Future] | None] = SimpleQueue()
+        self._closed = threading.Event()
         self._waiting: list[Row] = []
         self._rows: list[Row] = []
         self._cache: SllmCache | None = None
         self._logits: torch.Tensor | None = None  # (rows, vocab) of each row's next token
-        threading.Thread(target=self._run, daemon=True, name="hf-sllm-scheduler").start()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="hf-sllm-scheduler")
+        self._thread.start()
+        atexit.register(self.close)  # a thread that is in the middle of torch when Python ends takes all down
 
     def submit(self, row: Row) -> "Future[list[int]]":
         """Asks for a text."""
@@ -110,13 +114,20 @@ class Scheduler:
         self._asked.put((function, future))
         return future
 
+    def close(self) -> None:
+        """Ends the thread at the next token; what is asked for then is not answered."""
+        self._closed.set()
+        self._asked.put(None)
+        self._thread.join(10)
+        atexit.unregister(self.close)
+
     def _run(self) -> None:
         with torch.inference_mode():
-            while True:
+            while not self._closed.is_set():
                 self._take_asked()
                 try:
                     self._exchange_rows()
-                    while self._rows and not all(row.waits or row.ended for row in self._rows):
+                    while not self._closed.is_set() and any(not (row.waits or row.ended) for row in self._rows):
                         self._write_token()
                 except Exception as error:  # of the model: it is told to those who wait for it, and the others go on
                     logger.exception("a batch could not be written")
@@ -135,7 +146,7 @@ class Scheduler:
             idle = False
             if isinstance(asked, Row):
                 self._waiting.append(asked)
-            else:
+            elif asked is not None:
                 run_into(*asked)
 
     def _exchange_rows(self) -> None:
