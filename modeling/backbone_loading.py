@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae
 from .backbone_quantized import is_float, is_quantized
-from .sentence_segmentation import boundary_tokens
+from .sentence_segmentation import boundary_tokens, end_tokens
 from .transformers_private import attention_implementation
 from .validation_checkpoint import HUB_KEYWORDS, check_adapter, check_checkpoint, weight_files
 from .validation_loading import (
@@ -220,6 +220,8 @@ class FromBackboneMixin:
             kwargs = {**boundary_tokens(tokenizer, unit), **kwargs}
 
         text_config = backbone.config.get_text_config(decoder=True)
+        ends = end_tokens(tokenizer, text_config, backbone.generation_config)
+        kwargs = {**eos_field(ends), **kwargs}
         make_config = cls.config_class.paper if preset == "paper" else cls.config_class.from_text_config
         given = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
         config = make_config(
@@ -231,6 +233,7 @@ class FromBackboneMixin:
         model: Any = cls(config)  # type: ignore[call-arg]
         model = cast(model.to(backbone.device), backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
+        model.generation_config.update(**eos_field(ends))  # a chat is to end with its turn
         not_copied = copy_weights(model, backbone, encoder_layers, decoder_layers)
         if attn_implementation is None:  # then parts of the backbone's kind do as it does
             own, kind = attention_implementation(text_config), text_config.model_type
@@ -247,6 +250,11 @@ class FromBackboneMixin:
         if sentence_vae is None and backbone.name_or_path and not is_quantized(backbone):
             model.backbone_origin = {"name_or_path": backbone.name_or_path, "commit": revision, **given}
         return model.train(backbone.training)
+
+
+def eos_field(ends: list[int]) -> dict[str, Any]:
+    """The field of a config that says which tokens end a text, if any does."""
+    return {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
 
 
 def cast(model: PreTrainedModel, dtype: str | torch.dtype) -> PreTrainedModel:

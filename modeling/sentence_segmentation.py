@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Sentence-final punctuation of the larger scripts, then closing quotes and brackets, then space.
 _SENTENCE_END = re.compile(r"[.!?…。！？｡।॥؟۔։።][\"'”’»›」』)\]}*_]*\s*$|[\n\r\u2028\u2029]")
@@ -48,6 +51,36 @@ def boundary_tokens(tokenizer: PreTrainedTokenizerBase, unit: str = "sentence") 
         )
     clauses = [token_id for token_id, text in texts.items() if _CLAUSE_END.search(text)] if unit == "clause" else []
     return {"boundary_token_ids": boundaries, "clause_token_ids": sorted(set(clauses) - set(boundaries))}
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase | None, *configs: PreTrainedConfig) -> list[int]:
+    """The tokens that end a text or a turn of a chat, each once.
+
+    Args:
+        tokenizer: Its `eos`, and the special tokens with which its chat template ends a turn.
+        configs: Whose `eos_token_id` count, which come first: a model's config, its generation config.
+    """
+    found: list[int] = []
+    for holder in (*configs, tokenizer):
+        ends = getattr(holder, "eos_token_id", None)
+        found += [] if ends is None else [ends] if isinstance(ends, int) else ends
+    return list(dict.fromkeys([*found, *_ends_of_turns(tokenizer)]))
+
+
+def _ends_of_turns(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """The special tokens that a chat template puts after what the assistant says."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return []
+    said = "Good-day"
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": said}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # of the template's own language, or what it raises: it wants other turns, for instance
+        logger.warning(f"The chat template could not be asked which tokens end a turn: {error}")
+        return []
+    after = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return [token_id for token_id in after if token_id in special]
 
 
 @dataclass

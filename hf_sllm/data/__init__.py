@@ -6,6 +6,7 @@ that a model can be used without it.
 
 from .blocks import BlockCollator, document_ids, make_blocks, start_token_id
 from .casts import CastDocument, CastSettings, CastTotals, sample_casts, write_casts
+from .chats import load_chats
 from .documents import load_documents
 from .pieces import cut_documents, spread
 from .plot import plot_sentence_lengths
@@ -32,6 +33,7 @@ __all__ = [
     "WovenTotals",
     "cut_documents",
     "document_ids",
+    "load_chats",
     "load_documents",
     "make_blocks",
     "plot_sentence_lengths",

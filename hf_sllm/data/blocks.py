@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_sllm.modeling import SentenceSegmenter, SentenceVaeConfig
+
+from .chats import TURNS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -28,7 +31,8 @@ def make_blocks(
     """Cuts documents into blocks of at most `block_size` tokens. Every token is in exactly one block.
 
     Args:
-        documents: With a column `text`. Streamed ones are cut as they come.
+        documents: With a column `text`. Streamed ones are cut as they come. If they have `assistant_turns`, see
+            `load_chats`, only these are learned.
         tokenizer: Its own special tokens are left out: a document begins with one start token and ends with `eos`.
         config: Says where sentences end.
         block_size: The longest block, in tokens.
@@ -36,8 +40,8 @@ def make_blocks(
             `DataLoader` instead.
 
     Returns:
-        A dataset of the documents' kind with the columns `input_ids` and `length`, in the documents' order. If the
-        documents are cached on disk, so is it, by what it is made of.
+        A dataset of the documents' kind with the columns `input_ids` and `length`, and `labels` of chats, in the
+        documents' order. If the documents are cached on disk, so is it, by what it is made of.
 
     Raises:
         ValueError: If a block could be shorter than a sentence, the tokenizer has no end of text, or streamed
@@ -71,21 +75,26 @@ def make_blocks(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rule = backend.to_str() if backend is not None else type(tokenizer).__name__
 
+    is_chat = TURNS in (documents.column_names or ())
+    columns = ["text", TURNS] if is_chat else ["text"]
+    labels = {"labels": List(Value("int32"))} if is_chat else {}
+
     def blocks_of(batch: dict[str, list]) -> dict[str, list]:
         blocks = [
             block
             for ids in document_ids(batch["text"], tokenizer)
             for block in cut_at_sentences(ids, config, block_size)
         ]
-        return {"input_ids": blocks, "length": [len(block) for block in blocks]}
+        found = {"input_ids": blocks, "length": [len(block) for block in blocks]}
+        return {**found, "labels": list(labels_of(batch, tokenizer, found["length"]))} if is_chat else found
 
     how: dict[str, Any] = {
         "batched": True,
         "batch_size": DOCUMENTS_AT_A_TIME,
-        "remove_columns": ["text"],
-        "features": Features({"input_ids": List(Value("int32")), "length": Value("int32")}),
+        "remove_columns": columns,
+        "features": Features({"input_ids": List(Value("int32")), "length": Value("int32"), **labels}),
     }
-    texts = documents.select_columns("text")
+    texts = documents.select_columns(columns)
     if isinstance(texts, IterableDataset):
         return texts.map(blocks_of, **how)
     return texts.map(
@@ -103,6 +112,22 @@ def document_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[l
     # A long document is what blocks are for: no warning about the tokenizer's maximum.
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [[start, *ids, tokenizer.eos_token_id] for ids in encoded]
+
+
+def labels_of(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[list[int]]:
+    """The labels of blocks of these lengths, which the chats of a batch were cut into: -100 but where the assistant
+    speaks."""
+    encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    labels: list[int] = []
+    for ids, offsets, turns in zip(encoded["input_ids"], encoded["offset_mapping"], batch[TURNS], strict=True):
+        own = [
+            token_id if any(begin <= first < end for begin, end in turns) else -100
+            for token_id, (first, _) in zip(ids, offsets, strict=True)
+        ]
+        labels += [-100, *own, -100]  # the start token and the end of text are of nobody
+    for length in lengths:
+        yield labels[:length]
+        del labels[:length]
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -147,4 +172,6 @@ class BlockCollator:
         input_ids = torch.full_like(attention_mask, self.pad_token_id)
         input_ids[attention_mask.bool()] = torch.cat([torch.as_tensor(example["input_ids"]) for example in examples])
         labels = input_ids.masked_fill(attention_mask == 0, -100)
+        if "labels" in examples[0]:
+            labels[attention_mask.bool()] = torch.cat([torch.as_tensor(example["labels"]) for example in examples])
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

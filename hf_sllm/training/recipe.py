@@ -136,6 +136,13 @@ class DataArguments:
     train_data: Any = field(metadata={"help": "A file, a pattern of files, a dataset on the Hub, or a list of these."})
     valid_data: Any = field(metadata={"help": "The same, of the documents that are measured on."})
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    messages_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of `text_column`: the column of chats. What the assistant says is learned, after what "
+            "the tokenizer's chat template makes of the turns before."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "The split of `train_data`, if it is on the Hub."})
     valid_split: str = field(
         default="validation", metadata={"help": "The split of `valid_data`, if it is on the Hub."}
@@ -217,6 +224,13 @@ def load_recipe(
         raise ValueError(f"{file}: {error}") from error
     if recipe.data.streaming and recipe.training.max_steps <= 0:
         raise ValueError(f"{file}: `streaming` tells no number of steps in advance: give `max_steps`.")
+    if recipe.data.messages_column is not None:
+        for name, given in (
+            ("streaming", recipe.data.streaming),
+            ("tokenizer_vocab_size", recipe.model.tokenizer_vocab_size is not None),
+        ):
+            if given:
+                raise ValueError(f"{file}: `messages_column` goes with no `{name}`: leave one of them out.")
     if recipe.training.baseline and recipe.model.stage == "sentence_vae":
         raise ValueError(f"{file}: `baseline` is of the stage `sllm`: a backbone reconstructs nothing.")
     goes_on = recipe.training.baseline and recipe.model.sllm is not None

@@ -22,7 +22,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_sllm.data import BlockCollator, cut_documents, load_documents, make_blocks, spread, train_tokenizer
+from hf_sllm.data import BlockCollator, cut_documents, load_chats, load_documents, make_blocks, spread, train_tokenizer
 from hf_sllm.evaluation import bits_per_byte, entropy_floor, reconstruction
 from hf_sllm.modeling import SentenceVaeModel, SllmForCausalLM
 
@@ -123,14 +123,21 @@ def read_texts(recipe: Recipe, output_dir: Path, resume: bool) -> tuple[PreTrain
     arguments, data, training = recipe
     # Processes that share a disk share what is written: one trains the tokenizer, the others read it.
     with training.main_process_first(local=training.save_on_each_node, desc="reading documents"):
-        documents = load_documents(
-            data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
-        )
-        valid = load_documents(data.valid_data, data.valid_split, data.text_column)
+        if data.messages_column is not None:
+            tokenizer = make_tokenizer(arguments, None, output_dir, resume)
+            column = data.messages_column
+            documents = load_chats(data.train_data, tokenizer, data.train_split, column, data.train_limit)
+            valid = load_chats(data.valid_data, tokenizer, data.valid_split, column).select_columns("text")
+        else:
+            documents = load_documents(
+                data.train_data, data.train_split, data.text_column, data.train_limit, streaming=data.streaming
+            )
+            valid = load_documents(data.valid_data, data.valid_split, data.text_column)
         if data.valid_bytes is not None:
             valid = cut_documents(valid, data.valid_bytes)
         valid = spread(valid, data.valid_limit)
-        tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
+        if data.messages_column is None:
+            tokenizer = make_tokenizer(arguments, documents, output_dir, resume or not training.should_save)
     config: Any = make_model(arguments, tokenizer).config
     with training.main_process_first(desc="cutting documents into blocks"):
         blocks = make_blocks(documents, tokenizer, config, data.block_size, data.num_proc)
@@ -138,14 +145,14 @@ def read_texts(recipe: Recipe, output_dir: Path, resume: bool) -> tuple[PreTrain
 
 
 def make_tokenizer(
-    arguments: ModelArguments, documents: "Dataset", output_dir: Path, reuse: bool
+    arguments: ModelArguments, documents: "Dataset | None", output_dir: Path, reuse: bool
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the recipe names, or one trained on the documents, or to `reuse` the one trained before."""
     if arguments.tokenizer_vocab_size is None:
         model = arguments.backbone or arguments.sllm or arguments.sentence_vae
         return AutoTokenizer.from_pretrained(arguments.tokenizer or model)
     if not (reuse and (output_dir / "tokenizer.json").exists()):
-        texts = (row["text"] for row in documents)
+        texts = (row["text"] for row in documents or ())
         train_tokenizer(texts, arguments.tokenizer_vocab_size).save_pretrained(output_dir)
     return AutoTokenizer.from_pretrained(output_dir)
 
