@@ -77,7 +77,7 @@ def make_blocks(
 
     is_chat = TURNS in (documents.column_names or ())
     columns = ["text", TURNS] if is_chat else ["text"]
-    labels = {"labels": List(Value("int32"))} if is_chat else {}
+    kinds = {"labels": List(Value("int32"))} if is_chat else {}
 
     def blocks_of(batch: dict[str, list]) -> dict[str, list]:
         blocks = [
@@ -85,14 +85,15 @@ def make_blocks(
             for ids in document_ids(batch["text"], tokenizer)
             for block in cut_at_sentences(ids, config, block_size)
         ]
-        found = {"input_ids": blocks, "length": [len(block) for block in blocks]}
-        return {**found, "labels": list(labels_of(batch, tokenizer, found["length"]))} if is_chat else found
+        lengths = [len(block) for block in blocks]
+        labels = {"labels": list(labels_of(batch, tokenizer, lengths))} if is_chat else {}
+        return {"input_ids": blocks, "length": lengths, **labels}
 
     how: dict[str, Any] = {
         "batched": True,
         "batch_size": DOCUMENTS_AT_A_TIME,
         "remove_columns": columns,
-        "features": Features({"input_ids": List(Value("int32")), "length": Value("int32"), **labels}),
+        "features": Features({"input_ids": List(Value("int32")), "length": Value("int32"), **kinds}),
     }
     texts = documents.select_columns(columns)
     if isinstance(texts, IterableDataset):

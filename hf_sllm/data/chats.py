@@ -47,7 +47,7 @@ def load_chats(
             "`messages_column` needs a tokenizer with a chat template, and this one has none: set its "
             "`chat_template`, or write the chats as texts."
         )
-    parts = []
+    parts: list[Dataset] = []
     for name in [source] if isinstance(source, (str, Path)) else source:
         chats = open_source(find_source(str(name), split), streaming=False)
         if chats is None:
