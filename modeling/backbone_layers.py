@@ -83,6 +83,15 @@ def keep_layers(text_config: PreTrainedConfig, layers: list[int]) -> PreTrainedC
     return config
 
 
+def text_tower(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The transformer of a causal language model; of one that sees or hears, the part that reads text."""
+    config = backbone.config.get_text_config(decoder=True)
+    if config is backbone.config:
+        return backbone.base_model
+    towers = (module for module in backbone.base_model.modules() if isinstance(module, PreTrainedModel))
+    return next(module for module in towers if module.config.model_type == config.model_type)
+
+
 def copy_weights(
     model: PreTrainedModel,
     backbone: PreTrainedModel,
@@ -94,7 +103,7 @@ def copy_weights(
     Returns:
         The names of the weights, or the parts, that could not be copied and are random.
     """
-    source = backbone.base_model
+    source = text_tower(backbone)
     body = getattr(model, "model", model)
     if hasattr(body, "language_model"):
         body.language_model = source

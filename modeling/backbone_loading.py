@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae
+from .backbone_layers import copy_sentence_vae, copy_weights, fields_of_sentence_vae, text_tower
 from .backbone_quantized import is_float, is_quantized
 from .sentence_segmentation import boundary_tokens, end_tokens
 from .transformers_private import attention_implementation
@@ -247,7 +247,8 @@ class FromBackboneMixin:
                 f"Not copied from the backbone, a {text_config.model_type!r} model of {text_config.num_hidden_layers} "
                 f"layers, and random until they are trained: {'; '.join(not_copied)}."
             )
-        if sentence_vae is None and backbone.name_or_path and not is_quantized(backbone):
+        is_found_again = backbone.name_or_path and text_tower(backbone) is backbone.base_model
+        if sentence_vae is None and is_found_again and not is_quantized(backbone):
             model.backbone_origin = {"name_or_path": backbone.name_or_path, "commit": revision, **given}
         return model.train(backbone.training)
 
