@@ -83,7 +83,7 @@ def keep_layers(text_config: PreTrainedConfig, layers: list[int]) -> PreTrainedC
     return config
 
 
-def text_tower(backbone: PreTrainedModel) -> PreTrainedModel:
+def text_tower(backbone: PreTrainedModel) -> Any:
     """The transformer of a causal language model; of one that sees or hears, the part that reads text."""
     config = backbone.config.get_text_config(decoder=True)
     if config is backbone.config:
