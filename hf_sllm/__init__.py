@@ -28,10 +28,13 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from .modeling import SentenceVaeConfig, SentenceVaeModel, SllmConfig, SllmForCausalLM, SllmModel
+    from .modeling.modeling_text_codec import TextCodecConfig, TextCodecModel
 
     AutoConfig.register("sentence_vae", SentenceVaeConfig, exist_ok=True)
     AutoConfig.register("sllm", SllmConfig, exist_ok=True)
     AutoModel.register(SentenceVaeConfig, SentenceVaeModel, exist_ok=True)
+    AutoConfig.register("text_codec", TextCodecConfig, exist_ok=True)
+    AutoModel.register(TextCodecConfig, TextCodecModel, exist_ok=True)
     AutoModel.register(SllmConfig, SllmModel, exist_ok=True)
     AutoModelForCausalLM.register(SllmConfig, SllmForCausalLM, exist_ok=True)
 
