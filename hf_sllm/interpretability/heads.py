@@ -3,7 +3,7 @@
 By ablation (the default), which is exact and costs a forward pass for each head; by the difference of mean outputs,
 which is cheap; or by discrete codes of the outputs (O'Neill and Bui 2024, arXiv 2405.12522), which is an experiment:
 on planted circuits it finds less than the difference, and on a model whose heads are known by ablation no more than
-chance (see docs/interpretability-heads.md).
+chance (see docs/interpretability-figures.md).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -97,7 +97,8 @@ def repeated_loss(model, examples):
 
 
 @pytest.mark.slow
-def test_heads_of_induction_are_found_by_ablation_and_difference():
+def test_heads_of_induction_known_by_ablation_are_found_by_difference():
+    """Codes are printed, without a bar. In some models one head of the first layer outweighs all; not in this one."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = AttentionOnly()
@@ -127,8 +128,7 @@ def test_heads_of_induction_are_found_by_ablation_and_difference():
         first = sorted(heads, key=lambda head, name=name: -head.scores[name])[:5]
         cost, share = joint_ablation(model, positives, negatives, first, **options)
         print(f"first five by {name}: {cost:+.2f} nats, more than {share:.2f} of the random sets")
-    assert measured["difference"] >= 0.8
-    assert heads[0].layer == "attn0" and effects[0] >= 3 * effects[1]
+    assert 3 <= sum(truth) <= 13 and measured["difference"] >= 0.9
 
 
 def test_an_ablated_head_gives_its_mean_and_leaves_no_hook():
