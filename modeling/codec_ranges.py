@@ -45,13 +45,15 @@ class RangeEncoder:
 
     def finish(self) -> bytes:
         """The fewest further digits whose number, followed by zeros, lies in the interval."""
+        finished = RangeEncoder()  # this one may go on
+        finished.digits = bytearray(self.digits)
         for count in range(BITS // 8 + 1):
             step = 1 << (BITS - 8 * count)
             value = -(-self.low // step) * step
             if value < self.low + self.width:
-                self.write_digits(value, count)
+                finished.write_digits(value, count)
                 break
-        return bytes(self.digits)
+        return bytes(finished.digits)
 
     def interval(self) -> tuple[Fraction, Fraction]:
         """Its lower end and its width, exactly."""

@@ -1,4 +1,4 @@
-"""The text codec: each text is a box in [0, 1)^D, as large as the text is likely; each point of it decodes to the text.
+"""The text codec: a text is a box in [0, 1)^D, as large as it is likely; each point of the box decodes to it.
 
 AriEL, arXiv 2003.13600: arithmetic coding by a language model, token i along coordinate i mod D. With one coordinate a
 point's digits are the text, compressed.
@@ -313,8 +313,8 @@ class TextCodecModel(PreTrainedModel):
         return texts
 
     def _read_escapes(self, decoders, step: int, levels: torch.Tensor, rounded: torch.Tensor) -> bytes | None:
-        """Reads what stands before a token: ties, by which the rounded levels `(vocab,)` are set right in place, or the
-        text's bytes, which are returned."""
+        """Reads what stands before a token: ties, which set the rounded levels `(vocab,)` right in place, or the text's
+        bytes, which are returned."""
         decoder = decoders[step % len(decoders)]
         vocab_size = self.config.text_config.vocab_size
         while decoder.escape():
