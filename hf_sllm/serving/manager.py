@@ -120,7 +120,10 @@ class BatchManager(GenerateManager):
         config = without_asked(gen_config)
         if scheduler is None or not fits_batch(config, model.generation_config):
             if asked.top_logprobs is not None:
-                raise ValueError("`logprobs` came with a decoding method that is not greedy search or sampling.")
+                raise ValueError(
+                    "`logprobs` are of SLLMs, and of what the batch writes: greedy search or sampling, without an "
+                    "option that is written alone. Leave them out."
+                )
             if asked.seed is not None:
                 self.submit(torch.manual_seed, asked.seed)
             return scheduler, None
