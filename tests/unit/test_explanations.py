@@ -1,5 +1,6 @@
 """Explanations of features: made of planted concepts, and scored on other sentences."""
 
+import json
 import random
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from hf_sllm.interpretability.explanations import explain, score
+from hf_sllm.interpretability.run import show_features
 from hf_sllm.interpretability.terms import sentence_terms
 
 CONCEPTS = [[f"c{concept}w{word}" for word in range(8)] for concept in range(8)] + [[f"r{w}" for w in range(5)], ["?"]]
@@ -134,3 +136,10 @@ def test_terms_are_what_a_reader_would_say():
     }  # fmt: skip
     assert {"ends with a question mark", "a question mark", "5 to 8 words"} <= sentence_terms("Is it a good day?")
     assert sentence_terms("") == {"0 to 4 words"}
+
+
+def test_a_page_shows_what_is_scored_on_other_documents_than_those_explained(seen, tmp_path):
+    scores = show_features(seen.activations, seen, torch.eye(10), tmp_path / "page.html", {"model": "planted"})
+    assert mean(scores) >= 0.95 and abs(mean(scores, "rotated") - 0.5) <= 0.05
+    records = [json.loads(line) for line in (tmp_path / "features.jsonl").read_text().splitlines()]
+    assert {one["feature"]: one["score"] for one in records} == {one.feature: round(one.own, 3) for one in scores}
