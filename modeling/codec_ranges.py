@@ -1,7 +1,7 @@
 """Range coding in whole numbers: a sequence of choices is an interval of [0, 1), and any number in it tells them all.
 
-The number is written in digits of base 256, as many as it takes: nothing is rounded but the widths, by less than 2**-39
-of each, and by both sides alike. Martin, "Range encoding", 1979.
+The number is written in digits of base 256, as many as it takes: nothing is rounded but the widths, by less than
+2**-39 of each, and by both sides alike. Martin, "Range encoding", 1979.
 """
 
 from fractions import Fraction

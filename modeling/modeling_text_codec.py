@@ -313,8 +313,8 @@ class TextCodecModel(PreTrainedModel):
         return texts
 
     def _read_escapes(self, decoders, step: int, levels: torch.Tensor, rounded: torch.Tensor) -> bytes | None:
-        """Reads what stands before a token: ties, which set the rounded levels `(vocab,)` right in place, or the text's
-        bytes, which are returned."""
+        """Reads what stands before a token: ties, which set the rounded levels `(vocab,)` right in place, or the
+        text's bytes, which are returned."""
         decoder = decoders[step % len(decoders)]
         vocab_size = self.config.text_config.vocab_size
         while decoder.escape():
