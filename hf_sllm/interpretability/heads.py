@@ -86,7 +86,7 @@ def find_heads(
     with evaluating(model), torch.no_grad():
         inside, clean = head_inputs(model, modules, positives, loss)
         outside, _ = head_inputs(model, modules, negatives, loss)
-        found = []
+        found: list[tuple[torch.Tensor, ...]] = []
         for at, module in enumerate(modules):
             if inside[at].shape[1:] != outside[at].shape[1:]:
                 raise ValueError(
@@ -99,9 +99,9 @@ def find_heads(
                 with ablated([(module, index, mean)]):
                     rises.append(float(loss(model, positives)) - clean)
             vectors = [head_outputs(module, inputs, positions) for inputs in (inside[at], outside[at])]
-            found.append((module, torch.tensor(rises), *vectors))
-    own, others = (torch.cat([one[place] for one in found], 1) for place in (2, 3))
-    scores = {"ablation": torch.cat([rises for _, rises, _, _ in found]), **contrast_heads(own, others, seed)}
+            found.append((torch.tensor(rises), *vectors))
+    own, others = (torch.cat([one[place] for one in found], 1) for place in (1, 2))
+    scores = {"ablation": torch.cat([one[0] for one in found]), **contrast_heads(own, others, seed)}
     names = [(module.name, index) for module in modules for index in range(module.heads)]
     ranked = [
         Head(name, index, {key: float(values[at]) for key, values in scores.items()})

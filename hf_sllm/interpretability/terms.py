@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -99,7 +99,7 @@ class TermWeights:
         counts = Counter(term for one in sentences for term in one)
         self.squares = {term: math.log((1 + len(sentences)) / (1 + n)) ** 2 for term, n in counts.items()}
 
-    def cosine(self, one: Iterable[str], profile: dict[str, float]) -> float:
+    def cosine(self, one: Iterable[str], profile: Mapping[str, float]) -> float:
         """Between a sentence's terms and weighted ones; the profile's own length, the same for all, is left out."""
         one = list(one)
         norm = math.sqrt(sum(self.squares.get(term, 0.0) for term in one))
