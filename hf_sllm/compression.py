@@ -67,7 +67,8 @@ def unpack(
         raise ValueError("`packed` does not begin as what `hf-sllm compress` writes: give it such a file.")
     if packed[5:9] != fingerprint(model):
         raise ValueError("`packed` was written by another model: decompress it with the one that compressed it.")
-    points, place = [], 13
+    points: list[tuple[bytes, ...]] = []
+    place = 13
     while place < len(packed):
         length, place = read_varint(packed, place)
         points.append((packed[place : place + length],))
@@ -123,18 +124,20 @@ def compare(
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     counts = Counter(token for row in ids for token in [*row, -1])
     total = sum(counts.values())
+    codec = len(packed)
+    xz = len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME))
     sizes = {
         "text": len(whole),
         "unigram": math.ceil(-sum(count * math.log2(count / total) for count in counts.values()) / 8),
         "gzip": len(gzip.compress(whole, 9)),
-        "xz": len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)),
+        "xz": xz,
         "zstd": zstd_size(whole),
-        "codec": len(packed),
+        "codec": codec,
     }
     kilobytes = len(whole) / 1000
     return {
         "bytes": sizes,
-        "xz_over_codec": sizes["xz"] / len(packed),
+        "xz_over_codec": xz / codec,
         "comes_back": comes_back,
         "seconds_per_kilobyte": {name: value / kilobytes for name, value in seconds.items()},
     }
