@@ -20,8 +20,8 @@ LARGEST_LEVEL = 2.0**40  # beyond it, float64 has no digits left for the margin
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Within it torch makes float64 where float32 is asked for, as norms and rotary embeddings do whatever the dtype of
-    their model. Their float32 would differ by 1e-7 between runs."""
+    """Within it torch makes float64 where float32 is asked for, as norms and rotary embeddings do whatever the
+    dtype of their model. Their float32 would differ by 1e-7 between runs."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function is torch.Tensor.float:

@@ -35,13 +35,28 @@ PRIVATE_NAMES = {
     "_is_quantized": "a part's config is copied of a quantised backbone's, and the part is float",
     "_is_stateful": "whether layers pass a state along, which no mask stops; see `validation_backbone`",
     "_pad_token_tensor": "the padding that `generate` settled on, by default an end-of-text token",
+    "_tokenizer": "the fast tokenizer inside a tokenizer, from which the server's streamer decodes",
+    # Methods of the server that ours override or call.
+    "_enqueue": "hands what was written to the client that waits for it",
+    "_non_streaming": "several answers to a request are asked for at once",
+    "_resolve_model": "finds the model that a request names",
+    "_StreamError": "tells a client that reads along that its text failed",
+    "_validate_request": "refuses what the server would ignore",
+    # What is asked of the Hub's cache.
     "_raise_exceptions_for_missing_entries": "a file that may be absent is asked for without an exception",
 }
 
 # Modules that the reference of transformers does not describe, or describes as internal.
 PRIVATE_MODULES = {
     "transformers.cli.serve": "the OpenAI-compatible server, which is told of SLLMs",
+    "transformers.cli.serving.chat_completion": "how chats are answered, which ours extends",
+    "transformers.cli.serving.completion": "how texts are continued, which ours extends",
     "transformers.cli.serving.model_manager": "loads the model that it serves",
+    "transformers.cli.serving.response": "how the newer interface is answered",
+    "transformers.cli.serving.server": "`build_server`: the application with its routes",
+    "transformers.cli.serving.systemone": "one of the handlers that `build_server` asks for",
+    "transformers.cli.serving.transcription": "one of the handlers that `build_server` asks for",
+    "transformers.cli.serving.utils": "what handlers, streamers and the manager of generations inherit",
     "transformers.configuration_utils": "`SubConfigSpec`: how a composite declares its parts",
     "transformers.dynamic_module_utils": "`custom_object_save`, `get_relative_import_files`: the code beside weights",
     "transformers.generation.utils": "`GenerateDecoderOnlyOutput`: what a loop returns",

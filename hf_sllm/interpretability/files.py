@@ -67,6 +67,7 @@ def load_sae(folder: str | Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
 
 
 def from_saelens(folder: Path, config: dict[str, Any]) -> SparseAutoencoder:
+    """One that SAELens saved: what it does to vectors before and after is folded into the weights."""
     architecture = config.get("architecture")
     if architecture not in ACTIVATION_OF:
         raise ValueError(f"architecture={architecture!r} is not read; known are {', '.join(ACTIVATION_OF)}.")
@@ -84,6 +85,7 @@ def from_saelens(folder: Path, config: dict[str, Any]) -> SparseAutoencoder:
 
 
 def from_sparsify(folder: Path, config: dict[str, Any]) -> SparseAutoencoder:
+    """One that sparsify saved."""
     if config.get("activation", "topk") != "topk" or config.get("skip_connection") or config.get("transcode"):
         raise ValueError("Of sparsify's autoencoders those with activation='topk' are read, and no transcoders.")
     weights = load_file(folder / SPARSIFY_WEIGHTS)
@@ -92,6 +94,7 @@ def from_sparsify(folder: Path, config: dict[str, Any]) -> SparseAutoencoder:
 
 
 def filled(activation: str, k: int | None, weights: dict[str, torch.Tensor]) -> SparseAutoencoder:
+    """An autoencoder with these weights."""
     features, width = weights["W_dec"].shape
     sae = SparseAutoencoder(width, features, activation, k if activation in ("topk", "abstopk") else None)
     sae.load_state_dict(weights)

@@ -252,5 +252,6 @@ class VectorBuffer:
 
 
 def shuffled(parts: list[torch.Tensor], draw: torch.Generator) -> torch.Tensor:
+    """All of these, in random order."""
     whole = torch.cat(parts)
     return whole[torch.randperm(len(whole), generator=draw)]

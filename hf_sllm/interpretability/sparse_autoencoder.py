@@ -109,7 +109,7 @@ def kept(u: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def match_norm(values: torch.Tensor, norms: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Of features `(N, m)` the strongest ones, so many that their norm is nearest to a target `(N,)` (arXiv 2503.24277).
+    """Of features `(N, m)` the strongest, so many that their norm is nearest to a target `(N,)` (arXiv 2503.24277).
 
     Args:
         norms: `(m,)` of the features' directions.

@@ -1,4 +1,4 @@
-"""A feature is turned up or down in what the sentence decoder reads, and the text follows; and which vectors are strange."""
+"""A feature is turned up or down in what the sentence decoder reads, and the text follows. And: strange vectors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

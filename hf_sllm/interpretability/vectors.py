@@ -59,7 +59,7 @@ def collect(
         batch_size: Documents at a time.
 
     Raises:
-        ValueError: If the site is unknown, the model does not predict, or the sentences are of fewer than two documents.
+        ValueError: If the site is unknown, the model does not predict, or all sentences are of one document.
     """
     check_site(model, site)
     with evaluation_mode(model):
@@ -79,6 +79,7 @@ def of_sentences(sample: Sample) -> torch.Tensor:
 
 
 def check_site(model: Any, site: str) -> None:
+    """Refuses a site that is unknown, or that a model does not have."""
     if site not in SITES:
         raise ValueError(f"site={site!r} is unknown; choose one of {', '.join(SITES)}.")
     if site == "predicted_latents" and model.config.model_type != "sllm":

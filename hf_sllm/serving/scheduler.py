@@ -18,8 +18,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.utils import logging
 
 from hf_sllm.modeling import SllmCache, SllmForCausalLM
