@@ -34,22 +34,18 @@ def train(
     """Fit a sparse autoencoder on every second document, and measure it on the others."""
     with told_plainly():
         from hf_sllm.data import load_documents
-        from hf_sllm.interpretability import collect, fit_vectors, measure, recovered_loss, save_sae
+        from hf_sllm.interpretability import train_sae
 
         loaded, tokenizer = load_with_latents(model)
-        documents = load_documents(data)
-        vectors = collect(loaded, tokenizer, documents, site, limit)
-        even = vectors.document % 2 == 0
         k = 4 if k is None and activation in ("topk", "batchtopk", "abstopk") else k
-        chosen = {"features": features, "activation": activation, "k": k, "normalize": normalize, "seed": seed}
-        sae, untrained = (fit_vectors(vectors.x[even], count, **chosen) for count in (steps, 0))
-        save_sae(sae, output, site=site, model=str(model))
+        found, control, losses = train_sae(
+            loaded, tokenizer, load_documents(data), output, site, steps, limit, seed,
+            features=features, activation=activation, k=k, normalize=normalize,
+        )  # fmt: skip
         table = Table("on the other documents", "trained", "untrained")
-        found, control = measure(sae, vectors.x[~even]), measure(untrained, vectors.x[~even])
         for name, title in NAMES.items():
             table.add_row(title, f"{getattr(found, name):.3f}", f"{getattr(control, name):.3f}")
-        if site == "predicted_latents":
-            losses = [recovered_loss(loaded, tokenizer, documents, one, min(limit, 1000)) for one in (sae, untrained)]
+        if losses:
             table.add_row("loss recovered inside the model", *(f"{loss.share:.3f}" for loss in losses))
             table.add_row("nats per token with it", *(f"{loss.written:.4f}" for loss in losses))
             for name in ("clean", "mean", "another"):
@@ -84,13 +80,9 @@ def show(
     """Explain the features in words, score the explanations, and write one page to look at."""
     with told_plainly():
         from hf_sllm.data import load_documents
-        from hf_sllm.interpretability import collect, load_sae, show_features
+        from hf_sllm.interpretability import show_sae
 
-        found, about = load_sae(sae)
-        loaded, tokenizer = load_with_latents(model)
-        vectors = collect(loaded, tokenizer, load_documents(data), about.get("site", "latents"), limit)
-        noted = {"model": model, "data": data, "site": about.get("site", "latents"), "autoencoder": str(sae)}
-        scores = show_features(found.encode(vectors.x), vectors, found.W_dec, output, noted)
+        scores = show_sae(sae, *load_with_latents(model), load_documents(data), output, limit)
         own, rotated = (sum(getattr(one, name) for one in scores) / len(scores) for name in ("own", "rotated"))
         better = sum(one.own - one.rotated >= 0.15 for one in scores)
         typer.echo(

@@ -5,7 +5,7 @@ from .files import load_sae, save_sae
 from .fitting import VectorBuffer, fit, fit_vectors, measure
 from .heads import Head, find_heads, joint_ablation
 from .page import feature_records, write_page
-from .run import show_features
+from .run import show_features, show_sae, train_sae
 from .sparse_autoencoder import SparseAutoencoder
 from .steering import steer, strangeness, turned, typical_strength
 from .vectors import Vectors, collect, recovered_loss
@@ -30,8 +30,10 @@ __all__ = [
     "save_sae",
     "score",
     "show_features",
+    "show_sae",
     "steer",
     "strangeness",
+    "train_sae",
     "turned",
     "typical_strength",
     "write_page",

@@ -1,14 +1,84 @@
-"""Features are explained on half of the documents, scored on the others, and shown on a page."""
+"""Features are fitted on half of the documents and measured on the others; then explained, scored and shown."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from .explanations import Chat, ExplanationScore, Sentences, explain, score
+from .files import load_sae, save_sae
+from .fitting import Measured, fit_vectors, measure
 from .page import feature_records, write_page
+from .vectors import Recovered, collect, recovered_loss
+
+
+class FittedSae(NamedTuple):
+    """How well an autoencoder does on documents that it was not fitted on.
+
+    Attributes:
+        trained, untrained: Itself, and one of the same shape that learned nothing.
+        losses: Of both inside the model, where they are of predicted latents.
+    """
+
+    trained: Measured
+    untrained: Measured
+    losses: tuple[Recovered, ...]
+
+
+def train_sae(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    site: str = "predicted_latents",
+    steps: int = 2000,
+    limit: int = 6000,
+    seed: int = 0,
+    **settings: Any,
+) -> FittedSae:
+    """Fits a sparse autoencoder on every second document, saves it, and measures it on the others.
+
+    Args:
+        folder: For the autoencoder.
+        site, limit: See `collect`.
+        steps, seed, settings: See `fit_vectors`.
+
+    Raises:
+        ValueError: If the site, a setting or the documents do not fit, see `collect` and `fit`.
+    """
+    documents = list(documents)
+    vectors = collect(model, tokenizer, documents, site, limit)
+    even = vectors.document % 2 == 0
+    sae, untrained = (fit_vectors(vectors.x[even], count, seed=seed, **settings) for count in (steps, 0))
+    save_sae(sae, folder, site=site, model=model.name_or_path)
+    losses: tuple[Recovered, ...] = ()
+    if site == "predicted_latents":
+        others = documents[len(set(vectors.document.tolist())) :] or documents
+        losses = tuple(recovered_loss(model, tokenizer, others, one, min(limit, 1000)) for one in (sae, untrained))
+    return FittedSae(measure(sae, vectors.x[~even]), measure(untrained, vectors.x[~even]), losses)
+
+
+def show_sae(
+    folder: str | Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[Mapping[str, Any]],
+    path: Path,
+    limit: int = 6000,
+) -> list[ExplanationScore]:
+    """Explains the features of an autoencoder and writes their page, see `show_features`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no autoencoder.
+        ValueError: If fewer than two explanations can be scored.
+    """
+    sae, about = load_sae(folder)
+    vectors = collect(model, tokenizer, documents, about.get("site", "latents"), limit)
+    noted = {"model": model.name_or_path, "autoencoder": str(folder), "site": about.get("site", "latents")}
+    return show_features(sae.encode(vectors.x), vectors, sae.W_dec, path, noted)
 
 
 def show_features(
@@ -53,6 +123,3 @@ def chosen(vectors: Sentences, mask: torch.Tensor) -> Sentences:
     """The sentences where a mask `(N,)` is true."""
     texts = [text for text, wanted in zip(vectors.text, mask.tolist(), strict=True) if wanted]
     return SimpleNamespace(text=texts, document=vectors.document[mask], sentence=vectors.sentence[mask])
-
-
-__all__ = ["show_features"]

@@ -129,11 +129,13 @@ def test_every_package_is_listed_in_pyproject():
 
 
 def test_what_a_forward_pass_or_a_state_dict_needs_is_in_modeling():
+    """But for sparse autoencoders: they are fitted to what a model computes, and are no part of it."""
     offenders = [
         f"{file.relative_to(ROOT)}:{node.lineno}: class {node.name}"
         for file in python_files(PACKAGE, ROOT / "spaces_app")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef)
+        and node.name != "SparseAutoencoder"
         and OF_A_MODEL & {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
     ]
     assert offenders == []
