@@ -43,7 +43,7 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(f"k={k!r}: {activation} needs the number of features to keep, from 1 to {features}.")
         if activation not in COUNTED and k is not None:
             raise ValueError(f"k={k!r} has no meaning for {activation}; leave it out.")
-        self.activation, self.k = activation, k
+        self.activation, self.k = activation, k or 0
         directions = nn.functional.normalize(torch.randn(features, width), dim=1)
         self.W_dec = nn.Parameter(directions)  # (m, d)
         self.W_enc = nn.Parameter(directions.T.clone())  # (d, m)

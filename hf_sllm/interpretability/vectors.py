@@ -1,6 +1,6 @@
 """Vectors of sentences from a model, and what an autoencoder of them costs when the model reads its output instead."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from .sparse_autoencoder import SparseAutoencoder
 SITES = ("latents", "predicted_latents")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Vectors:
     """`N` vectors, each of a sentence.
 
@@ -30,7 +30,7 @@ class Vectors:
     x: torch.Tensor
     document: torch.Tensor
     sentence: torch.Tensor
-    text: list[str]
+    text: Sequence[str]
 
     def __getitem__(self, mask: torch.Tensor) -> "Vectors":
         """Those where a mask `(N,)` is true."""
@@ -68,7 +68,7 @@ def collect(
         if site == "predicted_latents":
             vectors = predict(model, sample, vectors)[of_sentences(sample)]
     number = torch.arange(len(sample.document)) - torch.searchsorted(sample.document, sample.document)
-    text = [tokenizer.decode(ids) for ids in sample.sentences()]
+    text = [str(tokenizer.decode(ids)) for ids in sample.sentences()]
     return Vectors(vectors.flatten(1).float().cpu(), sample.document, number, text)
 
 
