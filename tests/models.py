@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -10,6 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import hf_sllm  # noqa: F401  registers the auto classes
 from hf_sllm.modeling import SllmConfig, SllmForCausalLM
 
+# The files that travel with a checkpoint: an SLLM's and a sentence VAE's. A text codec is another model, with its own.
+CHECKPOINT_CODE = [
+    file
+    for file in (Path(__file__).resolve().parents[1] / "modeling").glob("*.py")
+    if file.name != "__init__.py" and "codec" not in file.name
+]
 VOCAB_SIZE = 61
 BOUNDARIES = [5, 6, 7, 8, 9, 10]
 COMMON = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

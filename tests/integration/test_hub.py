@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, running_hub
-from models import random_ids, tiny_sllm
+from models import CHECKPOINT_CODE, random_ids, tiny_sllm
 
 from hf_sllm.data import train_tokenizer
 
@@ -151,7 +151,7 @@ def test_a_push_sends_the_checkpoint_and_its_code_in_one_commit_and_nothing_else
     said = client(f"cli('push', {str(checkpoint)!r}, 'me/pushed', '--private')")
     assert said.strip().endswith("0"), said
     files = hub.files("me/pushed")
-    code = {file.name for file in (ROOT / "modeling").glob("*.py") if file.name != "__init__.py"}
+    code = {file.name for file in CHECKPOINT_CODE}
     assert {name for name in files if name.endswith(".py")} == code
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} < files.keys()
     assert not {name for name in files if name.endswith((".bin", ".pt")) or "/" in name}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import option_model, random_ids
+from models import CHECKPOINT_CODE, option_model, random_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +62,7 @@ def test_the_auto_map_is_complete_and_the_code_is_the_packages(tmp_path):
     model.save_pretrained(tmp_path)
     assert set(model.config.auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     saved = {file.name: file.read_text() for file in tmp_path.glob("*.py")}
-    package = {file.name: file.read_text() for file in (ROOT / "modeling").glob("*.py") if file.name != "__init__.py"}
+    package = {file.name: file.read_text() for file in CHECKPOINT_CODE}
     assert saved == package
 
 

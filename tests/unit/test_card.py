@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from models import random_ids, tiny_sllm
+from models import CHECKPOINT_CODE, random_ids, tiny_sllm
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
@@ -161,7 +161,7 @@ def test_a_sentence_vae_has_a_card_too(tmp_path):
 def test_a_checkpoint_without_code_is_given_the_packages(measured, tmp_path):
     embedded = ROOT / "hf_sllm" / "checkpoints" / "sllm-stories"
     planned = plan(embedded, "me/stories")
-    code = {file.name: file.read_bytes() for file in (ROOT / "modeling").glob("*.py") if file.name != "__init__.py"}
+    code = {file.name: file.read_bytes() for file in CHECKPOINT_CODE}
     assert {name: Path(str(planned.goes[name])).read_bytes() for name in planned.goes if name.endswith(".py")} == code
     config = json.loads(planned.goes["config.json"])
     assert config["auto_map"] == SllmForCausalLM.from_pretrained(measured).config.auto_map

@@ -61,7 +61,7 @@ def found(sae, directions):
 )
 def test_planted_directions_are_found(activation, k, bar):
     directions, vectors = planted()
-    sae = fitted(vectors, 2500, features=64, activation=activation, k=k)
+    sae = fitted(vectors, 1500, features=64, activation=activation, k=k)
     figures = measure(sae, vectors(10_000)[0])
     assert found(sae, directions) >= bar and figures.dead <= 0.03
     if activation == "topk":
@@ -191,7 +191,7 @@ def test_each_vector_leaves_the_buffer_once_and_mixed():
 
 def test_strange_is_what_features_cannot_build():
     _, vectors = planted(on=3 / 64, offset=1.0)
-    sae = fitted(vectors, 2500, features=64, k=3)
+    sae = fitted(vectors, 1500, features=64, k=3)
     usual = vectors(2000)[0]
     root = torch.linalg.cholesky(torch.cov(usual.T) + 1e-6 * torch.eye(32))
     gaussian = usual.mean(0) + torch.randn(2000, 32, generator=torch.Generator().manual_seed(1)) @ root.T
