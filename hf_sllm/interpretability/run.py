@@ -56,7 +56,9 @@ def train_sae(
     save_sae(sae, folder, site=site, model=model.name_or_path)
     losses: tuple[Recovered, ...] = ()
     if site == "predicted_latents":
-        others = documents[len(set(vectors.document.tolist())) :] or documents
+        others = documents[len(set(vectors.document.tolist())) :]
+        if len(others) < 2:  # all were collected, so the model's loss is that of the same documents
+            others = documents
         losses = tuple(recovered_loss(model, tokenizer, others, one, min(limit, 1000)) for one in (sae, untrained))
     return FittedSae(measure(sae, vectors.x[~even]), measure(untrained, vectors.x[~even]), losses)
 

@@ -1,10 +1,14 @@
 """Sparse autoencoders find what was planted, are saved as others read them, and steer; at strength 0 not at all."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from hf_sllm.cli import app
 from hf_sllm.embedded import embedded_checkpoint
 from hf_sllm.interpretability import (
     SparseAutoencoder,
@@ -245,3 +249,23 @@ class Same(torch.nn.Module):
 
     def forward(self, x):
         return x
+
+
+def test_the_commands_train_and_show(tmp_path):
+    animals = ["dog", "cat", "bird", "fish"]
+    rows = [
+        {"text": f"The {a} was {m}. It ran to {n}. {n} saw the {a}."}
+        for a in animals
+        for m in ("sad", "big")
+        for n in ("Tim", "Mia", "Tom", "Lily", "Ben", "Sue", "Max", "Anna")
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, data = embedded_checkpoint(), ["--data", str(tmp_path / "data.jsonl"), "--limit", "180"]
+    settings = ["--features", "8", "--k", "2", "--steps", "60", "--output", str(tmp_path / "sae")]
+    done = CliRunner().invoke(app, ["sae", "train", model, *data, *settings])
+    assert done.exit_code == 0, (done.output, done.stderr)
+    assert "loss recovered" in done.output and "untrained" in done.output
+    shown = ["sae", "show", str(tmp_path / "sae"), "--model", model, *data, "--output", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, shown)
+    assert done.exit_code == 0, (done.output, done.stderr)
+    assert "explanations" in done.output and (tmp_path / "features.jsonl").is_file()
